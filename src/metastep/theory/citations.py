@@ -1,0 +1,126 @@
+"""Which paper and equation a public object implements: the `source` mark and `cite`, which reads it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+from metastep._errors import InputError, check_choice
+
+Form = Literal["as printed", "corrected", "derived"]
+Marked = TypeVar("Marked")
+
+_MARK = "__metastep_sources__"
+
+BIBLIOGRAPHY: dict[str, str] = {
+    "zou2022": """@inproceedings{zou2022unraveling,
+  title     = {Unraveling Model-Agnostic Meta-Learning via the Adaptation Learning Rate},
+  author    = {Zou, Yingtian and Liu, Fusheng and Li, Qianxiao},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2022}
+}""",
+    "fallah2020": """@inproceedings{fallah2020convergence,
+  title     = {On the Convergence Theory of Gradient-Based Model-Agnostic Meta-Learning Algorithms},
+  author    = {Fallah, Alireza and Mokhtari, Aryan and Ozdaglar, Asuman},
+  booktitle = {International Conference on Artificial Intelligence and Statistics},
+  year      = {2020}
+}""",
+    "finn2017": """@inproceedings{finn2017maml,
+  title     = {Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks},
+  author    = {Finn, Chelsea and Abbeel, Pieter and Levine, Sergey},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2017}
+}""",
+    "takagi": """@misc{takagi2020conditions,
+  title  = {On the Conditions of {MAML} Convergence},
+  author = {Takagi, Shiro and Nagano, Yoshihiro and Yoshida, Yuki and Okada, Masato},
+  note   = {Poster}
+}""",
+    "bernacchia2021": """@inproceedings{bernacchia2021negative,
+  title     = {Meta-learning with negative learning rates},
+  author    = {Bernacchia, Alberto},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2021}
+}""",
+    "raghu2020": """@inproceedings{raghu2020anil,
+  title     = {Rapid Learning or Feature Reuse? Towards Understanding the Effectiveness of {MAML}},
+  author    = {Raghu, Aniruddh and Raghu, Maithra and Bengio, Samy and Vinyals, Oriol},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2020}
+}""",
+    "nichol2018": """@misc{nichol2018reptile,
+  title         = {On First-Order Meta-Learning Algorithms},
+  author        = {Nichol, Alex and Achiam, Joshua and Schulman, John},
+  year          = {2018},
+  eprint        = {1803.02999},
+  archiveprefix = {arXiv}
+}""",
+    "li2017": """@misc{li2017metasgd,
+  title         = {Meta-{SGD}: Learning to Learn Quickly for Few-Shot Learning},
+  author        = {Li, Zhenguo and Zhou, Fengwei and Chen, Fei and Li, Hang},
+  year          = {2017},
+  eprint        = {1707.09835},
+  archiveprefix = {arXiv}
+}""",
+    "ashtekar": """@misc{ashtekar2021maml,
+  title  = {Model-Agnostic Meta-Learning: Theory Explained},
+  author = {Ashtekar},
+  note   = {Report}
+}""",
+    "metastep": """@software{metastep,
+  title  = {metastep: meta-learning with learning rates from theory and measurement},
+  author = {{The metastep authors}}
+}""",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One equation an object implements, and whether it is the printed or the corrected form."""
+
+    key: str
+    equation: str
+    form: Form
+    note: str = ""
+
+    def __str__(self) -> str:
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.equation} [{self.form}{note}]\n{BIBLIOGRAPHY[self.key]}"
+
+
+def source(
+    key: str, equation: str, form: Form = "corrected", note: str = ""
+) -> Callable[[Marked], Marked]:
+    """Mark a function or class as an implementation of `equation` of the paper `key`; marks stack."""
+    check_choice("source key", key, BIBLIOGRAPHY)
+
+    def mark(target: Marked) -> Marked:
+        earlier = getattr(target, _MARK, ())
+        setattr(target, _MARK, (Source(key, equation, form, note), *earlier))
+        return target
+
+    return mark
+
+
+def sources(target: object) -> tuple[Source, ...]:
+    """The marks of an object, or of its class when it is an instance."""
+    return getattr(target, _MARK, ())
+
+
+def cite(target: object) -> str:
+    """The equation and BibTeX entry of every paper a public object of metastep implements.
+
+    Raises
+    ------
+    InputError
+        When the object carries no mark, as user functions and helpers do not.
+
+    Examples
+    --------
+    >>> from metastep import theory
+    >>> print(theory.cite(theory.cite))  # doctest: +SKIP
+    """
+    marks = sources(target)
+    if not marks:
+        name = getattr(target, "__name__", type(target).__name__)
+        raise InputError(f"cite: {name} implements no published equation, so there is nothing to cite")
+    return "\n\n".join(str(mark) for mark in marks)

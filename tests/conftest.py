@@ -1,0 +1,42 @@
+"""Shared test set-up: float64 and strict promotion everywhere, seeds that are printed, the real data if present."""
+
+import os
+
+os.environ.setdefault("JAX_ENABLE_X64", "1")
+os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+
+SEED = int(os.environ.get("METASTEP_TEST_SEED", "20"))
+
+# Examples are derandomised so that CI is repeatable; METASTEP_TEST_SEED moves the other draws.
+hypothesis.settings.register_profile("metastep", deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.load_profile("metastep")
+
+
+def pytest_report_header() -> str:
+    return f"METASTEP_TEST_SEED={SEED}"
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A NumPy generator seeded by METASTEP_TEST_SEED."""
+    return np.random.default_rng(SEED)
+
+
+@pytest.fixture(scope="session")
+def omniglot_root() -> Path:
+    """The data root that holds omniglot/, or a skip that says where it was looked for."""
+    candidates = [Path(__file__).parents[1] / ".." / "shared" / "data"]
+    if "METASTEP_DATA" in os.environ:
+        candidates.insert(0, Path(os.environ["METASTEP_DATA"]))
+    for root in candidates:
+        if (root / "omniglot").is_dir():
+            return root.resolve()
+    pytest.skip(f"no omniglot folder under {' or '.join(map(str, candidates))}")
