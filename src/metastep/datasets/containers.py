@@ -1,7 +1,7 @@
 """What every loader returns: rows grouped by class or by task, as plain NumPy arrays.
 
-Rows of one group lie next to each other and `counts` says how many each group has, so that drawing a
-support and a query set is two integer look-ups and needs no list of ragged arrays.
+Rows of one group lie next to each other and `counts` says how many each group has, so that drawing
+a support and a query set is two integer look-ups and needs no list of ragged arrays.
 """
 
 import dataclasses
@@ -23,8 +23,9 @@ def starts_of(counts: np.ndarray) -> np.ndarray:
 def rows_of(counts: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """Row numbers of the groups `indices`, in that order: (sum of their counts,) int64."""
     starts = starts_of(counts)
-    parts = [np.arange(starts[index], starts[index] + counts[index]) for index in indices]
-    return np.concatenate(parts).astype(np.int64)
+    sizes = counts[indices]
+    # Row j of the result is row j - (where its group starts in the result) of its own group.
+    return np.repeat(starts[indices] - starts_of(sizes), sizes) + np.arange(sizes.sum())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,7 +81,7 @@ class TaskTable:
     Attributes
     ----------
     x : (rows, *features) float32
-    y : (rows, outputs) float32 for regression; (rows,) int32 indices into `labels` for classification
+    y : (rows, outputs) float32 for regression, (rows,) int32 indices into `labels` otherwise
     counts : (num_tasks,) int64, rows per task, each at least 1
     names : name of each task, in the order of `counts`
     kind : "regression" or "classification"

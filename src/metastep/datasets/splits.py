@@ -41,8 +41,8 @@ def split_indices(
         )
     if num_groups < 3 * minimum:
         raise InputError(
-            f"{num_groups} classes or tasks are too few to train on some, choose by some and test on "
-            f"the rest; at least {3 * minimum} are needed ({minimum} in each of the three parts)"
+            f"{num_groups} classes or tasks are too few to train on some, choose by some and test "
+            f"on the rest; at least {3 * minimum} are needed ({minimum} in each of the three parts)"
         )
     sizes = _part_sizes(num_groups, np.asarray(fractions), minimum)
     order = np.random.default_rng(seed).permutation(num_groups)
@@ -67,7 +67,7 @@ def split_tasks(
     fractions: tuple[float, float, float] = FRACTIONS,
     minimum: int = 1,
 ) -> TableSplits:
-    """Split the tasks of a table into three disjoint parts; arguments and errors as `split_indices`."""
+    """Split a table's tasks into three disjoint parts; arguments and errors as `split_indices`."""
     parts = split_indices(data.num_tasks, seed, fractions, minimum)
     return TableSplits(*(data.select(part) for part in parts))
 
