@@ -53,7 +53,7 @@ def check_finite(name: str, array: Array) -> Array:
 
 
 def check_array(name: str, value: Any, *axes: str | int) -> Array:
-    """A finite float array with one axis per entry of `axes`: its name, or the size it must have."""
+    """A finite float array with one axis per entry of `axes`: a name, or the size it must have."""
     array = as_float_array(name, value)
     expected = ", ".join(str(axis) for axis in axes)
     if array.ndim != len(axes):
