@@ -1,0 +1,130 @@
+"""Records as rows of text: what the terminal tables and the HTML report both show."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from metastep.report._format import (
+    as_number,
+    count,
+    estimate,
+    interval,
+    number,
+    percent,
+    plain,
+    plural,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A label, its value, the 95 % interval where there is one, and why the value is what it is."""
+
+    label: str
+    value: str
+    interval: str = ""
+    note: str = ""
+
+
+def rates_rows(record: dict[str, Any]) -> list[Row]:
+    """The rates used, what they were chosen from and what they promise; absent keys give no row."""
+    rows = [
+        _rate(record, "alpha_chosen", "adaptation rate α, used", note="alpha_reason"),
+        _rate(record, "alpha", "α that lowers the query loss most", bounds="alpha_interval"),
+        _rate(record, "label_free_alpha", "α without labels", bounds="label_free_interval"),
+        _rate(record, "alpha_max", "α above which one step does harm"),
+        _rate(record, "meta_lr", "meta learning rate, used", note="meta_lr_reason"),
+        _rate(record, "beta_max", "stability bound of the meta rate β"),
+        _gain(record, "predicted_gain", "predicted gain of one step"),
+        _gain(record, "label_free_gain", "predicted gain, α without labels"),
+    ]
+    if "num_tasks" in record:
+        rows.append(Row("tasks measured on", count(record["num_tasks"])))
+    return [row for row in rows if row is not None]
+
+
+def _rate(
+    record: dict[str, Any], key: str, label: str, bounds: str = "", note: str = ""
+) -> Row | None:
+    value, reason = record.get(key), record.get(note) or ""
+    if value is None and not reason:
+        return None
+    return Row(label, number(value), interval(record.get(bounds)), str(reason))
+
+
+def _gain(record: dict[str, Any], key: str, label: str) -> Row | None:
+    if record.get(key) is None:
+        return None
+    return Row(label, percent(record[key]), note="of the query loss at the initialisation")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationRow:
+    """One quantity on held-out tasks, before and after adaptation, as mean and 95 % half-width."""
+
+    label: str
+    before: str
+    after: str
+
+
+def evaluation_rows(record: dict[str, Any]) -> list[EvaluationRow]:
+    """Loss and, for classification, accuracy; `not measured` where the record holds no value."""
+    before = record.get("before") or {}
+    return [
+        EvaluationRow(key, _estimate(before.get(key), key), _estimate(record.get(key), key))
+        for key in ("loss", "accuracy")
+        if record.get(key) is not None or before.get(key) is not None
+    ]
+
+
+def curve_rows(record: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Steps, loss and accuracy (empty for regression) for each number of inner steps evaluated."""
+    return [
+        (
+            plain(point.get("steps")),
+            _estimate(point.get("loss"), "loss"),
+            _estimate(point["accuracy"], "accuracy") if point.get("accuracy") is not None else "",
+        )
+        for point in record.get("curve") or []
+    ]
+
+
+def _estimate(value: Any, quantity: str) -> str:
+    if value is None:
+        return "not measured"
+    return estimate(value, as_percent=quantity == "accuracy")
+
+
+def evaluation_protocol(record: dict[str, Any]) -> str:
+    """How the numbers were obtained, in one line."""
+    parts = []
+    if "num_tasks" in record:
+        parts.append(f"{count(record['num_tasks'])} {record.get('split', 'held-out')} tasks")
+    if "steps" in record:
+        parts.append(plural(record["steps"], "inner step"))
+    if "seed" in record:
+        parts.append(f"seed {plain(record['seed'])}")
+    if "transductive" in record:
+        parts.append(
+            "transductive (batch norm sees the whole query set)"
+            if record["transductive"]
+            else "not transductive"
+        )
+    return ", ".join(parts)
+
+
+def info_rows(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """A nested record as (dotted key, text) pairs, in its own order."""
+    for key, value in record.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            yield from info_rows(value, f"{name}.")
+        else:
+            yield name, plain(value)
+
+
+def has_gain(record: dict[str, Any]) -> bool:
+    """Whether the measurement predicts that one step helps at all."""
+    gain = as_number(record.get("predicted_gain"))
+    return math.isfinite(gain) and gain > 0
