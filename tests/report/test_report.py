@@ -50,8 +50,18 @@ def read(run: Path) -> Reader:
     return Reader(write_report(run).read_text(encoding="utf-8"))
 
 
-def test_complete_regression_run_says_what_came_out(tmp_path):
-    page = read(runs.regression_run(tmp_path / "run"))
+@pytest.fixture(scope="module")
+def regression(tmp_path_factory) -> Path:
+    return write_report(runs.regression_run(tmp_path_factory.mktemp("regression")))
+
+
+@pytest.fixture(scope="module")
+def classification(tmp_path_factory) -> Path:
+    return write_report(runs.classification_run(tmp_path_factory.mktemp("classification")))
+
+
+def test_complete_regression_run_says_what_came_out(regression):
+    page = Reader(regression.read_text(encoding="utf-8"))
     lead = (
         "MAML meta-trained an mlp model on sinusoid (10-shot) for 5 000 iterations, "
         "adapting at α = 0.04; on 600 held-out tasks 1 inner step takes the query loss "
@@ -74,16 +84,16 @@ def test_complete_regression_run_says_what_came_out(tmp_path):
     assert "accuracy" not in page.text
 
 
-def test_classification_run_reports_accuracy_in_percent(tmp_path):
-    page = read(runs.classification_run(tmp_path / "run"))
+def test_classification_run_reports_accuracy_in_percent(classification):
+    page = Reader(classification.read_text(encoding="utf-8"))
     assert "(5-way 1-shot)" in page.text
     assert "takes the accuracy from 20.0 % to 87.50 ± 0.61 %" in page.text
     # loss and accuracy of training, loss and accuracy over steps, alpha, three tasks
     assert len(page.images) == 8
 
 
-def test_charts_hold_their_series(tmp_path):
-    page = read(runs.classification_run(tmp_path / "run"))
+def test_charts_hold_their_series(classification):
+    page = Reader(classification.read_text(encoding="utf-8"))
     rates = page.figure("Query loss after one step")
     for series in ("measured", "quadratic-prediction", "label-free", "best-used"):
         assert re.search(f'id="series-{series}', rates), series
@@ -99,22 +109,21 @@ def test_charts_hold_their_series(tmp_path):
     assert task.count("data:image/png") >= 5  # query strip, two headers, two shaded tables
 
 
-def test_page_needs_nothing_but_itself(tmp_path):
-    for make in (runs.regression_run, runs.classification_run):
-        page = read(make(tmp_path / make.__name__))
+def test_page_needs_nothing_but_itself(regression, classification):
+    for path in (regression, classification):
+        text = path.read_text(encoding="utf-8")
+        page = Reader(text)
         assert page.images
         assert all(address.startswith("data:") for address in page.addresses)
         assert not {"script", "link", "iframe", "object"} & set(page.tags)
         assert all(image["alt"] for image in page.images)
-        text = (tmp_path / make.__name__ / "report.html").read_text(encoding="utf-8")
         assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]*", "", text)
         assert "url(" not in text
 
 
-def test_same_run_gives_same_bytes(tmp_path):
-    first = write_report(runs.classification_run(tmp_path / "a")).read_bytes()
-    second = write_report(runs.classification_run(tmp_path / "b")).read_bytes()
-    assert first == second
+def test_same_run_gives_same_bytes(tmp_path, classification):
+    again = write_report(runs.classification_run(tmp_path / "elsewhere"))
+    assert again.read_bytes() == classification.read_bytes()
 
 
 def test_hostile_names_are_shown_not_run(tmp_path):
