@@ -1,0 +1,299 @@
+"""Risks of an initialisation: on a sample, in the limit, on average, and how much they scatter."""
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+from metastep._errors import InputError, check_count, check_positive
+from metastep.theory._inputs import (
+    as_float_array,
+    check_array,
+    check_features,
+    check_nonnegative,
+    check_optima,
+    check_positive_values,
+    check_query_features,
+    check_scalar,
+    check_weights,
+    to_common_dtype,
+)
+from metastep.theory._linear import check_determined, factorise, solve_triangular
+from metastep.theory.citations import source
+from metastep.theory.grams import adapted_features, contract, nonzero_features
+
+
+@source("zou2022", "equation 2.5", "as printed")
+def empirical_risk(
+    params: ArrayLike,
+    phi: ArrayLike,
+    optima: ArrayLike,
+    alpha: ArrayLike = 0.0,
+    *,
+    phi_query: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+) -> Array:
+    """Mean loss over tasks after one inner step from `params`.
+
+    (1/N) sum_i (1/K) ||C_i (w - a_i)||^2,   C_i = Phi_t (I - (2 alpha / K) Phi_u^T Phi_u).
+
+    Parameters
+    ----------
+    params : (dim,) parameters w
+    phi : (tasks, shots, dim) features of the support examples
+    optima : (tasks, dim) optimal parameters a_i of the tasks
+    alpha : adaptation rate; 0 gives the risk before adaptation
+    phi_query : (tasks, query shots, dim) features of separate query examples, or None
+    weights : (tasks,) weights >= 0 of the mean over tasks, default all 1
+
+    Returns
+    -------
+    Scalar, >= 0.
+
+    Raises
+    ------
+    InputError
+        If a shape is wrong, a number is not finite or a weight is negative.
+
+    References
+    ----------
+    Zou et al. (2022), equation 2.5; with `phi_query`, H.3.
+    """
+    support = check_features("phi", phi)
+    start = check_array("params", params, support.shape[2])
+    targets = check_optima("optima", optima, support)
+    query = support
+    if phi_query is not None:
+        query = check_query_features("phi_query", phi_query, support)
+    start, support, targets, query = to_common_dtype(start, support, targets, query)
+    step = 2 * check_scalar("alpha", alpha).astype(support.dtype) / support.shape[1]
+    error = start - targets
+    gradient = contract("nkd,nk->nd", support, contract("nkd,nd->nk", support, error))
+    residual = contract("nqd,nd->nq", query, error - step * gradient)
+    losses = jnp.mean(residual**2, axis=1)
+    if weights is None:
+        return losses.mean()
+    factors = check_weights("weights", weights, support.shape[0]).astype(losses.dtype)
+    return jnp.sum(factors * losses) / jnp.sum(factors)
+
+
+@source("zou2022", "equation B.6 (and H.4, support and query apart)", "as printed")
+def limit_risk(
+    phi: ArrayLike,
+    alpha: ArrayLike,
+    task_var: ArrayLike = 1.0,
+    *,
+    phi_query: ArrayLike | None = None,
+) -> Array:
+    """The risk with infinitely many training tasks, as a function of alpha, L_apx.
+
+    (sa2 / K) E tr M = (sa2 / K) (p1 - (4 alpha / K) p2 + (4 alpha^2 / K^2) p3),
+
+    for optima of covariance sa2 I, around whose mean the minimiser settles. `limit_rate` minimises it.
+
+    Parameters
+    ----------
+    phi : (tasks, shots, dim) features of the support examples
+    alpha : adaptation rate
+    task_var : variance sa2 of every coordinate of the optima, >= 0
+    phi_query : (tasks, query shots, dim) features of separate query examples, or None
+
+    Returns
+    -------
+    Scalar, >= 0.
+
+    Raises
+    ------
+    InputError
+        If a shape is wrong, a number is not finite or `task_var` is negative.
+
+    References
+    ----------
+    Zou et al. (2022), equation B.6; with `phi_query`, H.4.
+    """
+    support = check_features("phi", phi)
+    query = support
+    if phi_query is not None:
+        query = check_query_features("phi_query", phi_query, support)
+    support, query, rate, variance = to_common_dtype(
+        support, query, check_scalar("alpha", alpha), check_variance("task_var", task_var)
+    )
+    adapted = adapted_features(support, 2 * rate / support.shape[1], query)
+    return variance * jnp.mean(jnp.sum(adapted**2, axis=2))
+
+
+def check_variance(name: str, value: ArrayLike) -> Array:
+    """A single variance: finite and not negative."""
+    return check_nonnegative(name, check_scalar(name, value))
+
+
+@source("zou2022", "equation B.5", "as printed")
+def average_risk(
+    phi: ArrayLike,
+    alpha: ArrayLike,
+    task_var: ArrayLike = 1.0,
+    *,
+    phi_test: ArrayLike | None = None,
+) -> Array:
+    """Population risk of the MAML minimiser, averaged exactly over the optima of the training tasks.
+
+    (sa2 / K) [tr(Mbar S^-1 (sum_i M_i^2) S^-1) + tr Mbar],   S = sum_i M_i,
+
+    M_i = G_i (I - (2 alpha / K) G_i)^2, and Mbar its mean over the tasks that are tested on.
+
+    Parameters
+    ----------
+    phi : (tasks, shots, dim) features of the training tasks; tasks * shots >= dim
+    alpha : adaptation rate, in training and testing
+    task_var : variance sa2 of every coordinate of the optima, >= 0
+    phi_test : (test tasks, test shots, dim) features that stand for the population; default `phi`
+
+    Returns
+    -------
+    Scalar, >= `limit_risk` of the test features.
+
+    Raises
+    ------
+    InputError
+        If a shape is wrong, a number is not finite, `task_var` is negative, there are fewer examples
+        than features, or S is singular to working precision (under jit: an equinox runtime error).
+
+    References
+    ----------
+    Zou et al. (2022), equation B.5.
+    """
+    scatter, spread, test, variance = _whitened("average_risk", phi, alpha, task_var, phi_test)
+    excess = jnp.sum(scatter * spread)
+    return variance * (excess + jnp.mean(jnp.sum(test**2, axis=(1, 2)))) / test.shape[1]
+
+
+@source("zou2022", "the variance that Proposition 1 bounds, for Gaussian optima", "derived")
+def risk_variance(
+    phi: ArrayLike,
+    alpha: ArrayLike,
+    task_var: ArrayLike = 1.0,
+    *,
+    phi_test: ArrayLike | None = None,
+) -> Array:
+    """Variance of the population risk of the MAML minimiser over Gaussian optima, exactly.
+
+    Var L_m(w_m) = 2 sa2^2 tr[(B Q)^2] / K^2,   B = S^-1 Mbar S^-1,   Q = sum_i M_i^2.
+
+    Parameters
+    ----------
+    phi : (tasks, shots, dim) features of the training tasks; tasks * shots >= dim
+    alpha : adaptation rate, in training and testing
+    task_var : variance sa2 of every coordinate of the Gaussian optima, >= 0
+    phi_test : (test tasks, test shots, dim) features that stand for the population; default `phi`
+
+    Returns
+    -------
+    Scalar, >= 0; it falls as one over the number of training tasks squared.
+
+    Raises
+    ------
+    InputError
+        As for `average_risk`.
+
+    References
+    ----------
+    Derived for the setting of Zou et al. (2022), Proposition 1.
+    """
+    scatter, spread, test, variance = _whitened("risk_variance", phi, alpha, task_var, phi_test)
+    product = scatter @ spread
+    return 2 * (variance / test.shape[1]) ** 2 * jnp.sum(product * product.T)
+
+
+def _whitened(
+    function: str, phi: ArrayLike, alpha: ArrayLike, task_var: ArrayLike, phi_test: ArrayLike | None
+) -> tuple[Array, Array, Array, Array]:
+    """R^-T Mbar R^-1 and R^-T (sum M^2) R^-1 with S = R^T R, the adapted test features, and sa2."""
+    train = nonzero_features("phi", phi)
+    test = train
+    if phi_test is not None:
+        test = check_array("phi_test", phi_test, "test tasks", "test shots", train.shape[2])
+    train, test, rate, variance = to_common_dtype(
+        train, test, check_scalar("alpha", alpha), check_variance("task_var", task_var)
+    )
+    triangular, spread = squared_sum(function, train, rate)
+    adapted = adapted_features(test, 2 * rate / test.shape[1])
+    rows = solve_triangular(triangular, adapted.reshape(-1, test.shape[2]).T, transpose=True)
+    return rows @ rows.T / test.shape[0], spread, adapted, variance
+
+
+def squared_sum(function: str, phi: Array, alpha: Array) -> tuple[Array, Array]:
+    """R with S = sum M_i = R^T R, and R^-T (sum M_i^2) R^-1 = sum Q_i^T C_i C_i^T Q_i."""
+    check_determined(function, phi.shape[0] * phi.shape[1], phi.shape[2])
+    adapted = adapted_features(phi, 2 * alpha / phi.shape[1])
+    rows, triangular = factorise(function, adapted.reshape(-1, phi.shape[2]))
+    rows = rows.reshape(phi.shape)
+    if phi.shape[1] <= phi.shape[2]:
+        moved = contract("nkl,nld->nkd", contract("nkd,nld->nkl", adapted, adapted), rows)
+    else:
+        moved = contract("nkd,nde->nke", adapted, contract("nkd,nke->nde", adapted, rows))
+    return triangular, contract("nkd,nke->de", rows, moved)
+
+
+@source("zou2022", "Proposition 1 (equations 3.4 and C.19)", "corrected", "sqrt(d) epsilon / N")
+def concentration_bound(
+    alpha: ArrayLike,
+    smallest: ArrayLike,
+    largest: ArrayLike,
+    num_tasks: int,
+    shots: int,
+    dim: int,
+    sub_gaussian_norm: ArrayLike = 1.0,
+    delta: float = 0.05,
+    constant: float = 1.0,
+) -> Array:
+    """How far the risk of the MAML minimiser is from its average, with probability 1 - delta.
+
+    (L^2 / K) max( e sqrt(d log(2 / delta) / (c N^2)),  e log(2 / delta) / (c N) ),
+
+    e = (lS - 4 a lI^2 / K + 4 a^2 lS^3 / K^2) / (lI - 4 a lS^2 / K + 4 a^2 lI^3 / K^2)^2,
+
+    with eigenvalues of the Gram matrices in [lI, lS]. L depends on alpha too: it grows as alpha^2, so
+    a large alpha does not make the bound tighter.
+
+    Parameters
+    ----------
+    alpha : adaptation rate, >= 0
+    smallest, largest : bounds lI, lS on the eigenvalues, 0 < lI <= lS; see `eigenvalue_bounds`
+    num_tasks, shots, dim : N, K, d
+    sub_gaussian_norm : L, the sub-Gaussian norm of the coordinates of C^T C a, >= 0
+    delta : probability that the bound fails, in (0, 1)
+    constant : the absolute constant c of the Hanson-Wright inequality, > 0; its value is not known
+
+    Returns
+    -------
+    Scalar, infinite where the denominator of e is not positive and the bound says nothing.
+
+    Raises
+    ------
+    InputError
+        If an argument is outside the range above.
+
+    References
+    ----------
+    Zou et al. (2022), Proposition 1, corrected: sqrt(d) e / N in place of sqrt(d e / N^2), and the
+    constant that the printed form leaves out.
+    """
+    for name, count in {"num_tasks": num_tasks, "shots": shots, "dim": dim}.items():
+        check_count(name, count)
+    check_positive("constant", constant)
+    if not 0 < delta < 1:
+        raise InputError(f"delta is {delta!r}; it must be between 0 and 1")
+    low = check_positive_values("smallest", check_scalar("smallest", smallest))
+    high = check_positive_values("largest", check_scalar("largest", largest))
+    check_nonnegative("largest - smallest", as_float_array("largest", high - low))
+    rate = check_variance("alpha", alpha)
+    norm = check_variance("sub_gaussian_norm", sub_gaussian_norm)
+    low, high, rate, norm = to_common_dtype(low, high, rate, norm)
+    step = 2 * rate / shots
+    above = high - 2 * step * low**2 + step**2 * high**3
+    below = low - 2 * step * high**2 + step**2 * low**3
+    holds = below > 0
+    spread = jnp.where(holds, above / jnp.where(holds, below, 1) ** 2, jnp.inf)
+    log_term = jnp.log(2 / jnp.asarray(delta, low.dtype))
+    gaussian = jnp.sqrt(dim * log_term / constant) / num_tasks
+    exponential = log_term / (constant * num_tasks)
+    return norm**2 / shots * spread * jnp.maximum(gaussian, exponential)
