@@ -45,3 +45,18 @@ class MetaParams(eqx.Module):
 
     params: Params
     rates: PyTree[Array] = None
+
+
+class PerStep(eqx.Module):
+    """Adaptation rates that differ from one inner step to the next.
+
+    Attributes
+    ----------
+    values : an array, or a pytree prefix of the parameters, with the steps on every leading axis
+    """
+
+    values: PyTree[Array]
+
+
+Rate = Any
+"""An adaptation rate: an array that fits every leaf, a pytree prefix of the parameters, or `PerStep`."""

@@ -1,0 +1,77 @@
+"""Meta-gradients that do not look through the inner loop: Reptile, and joint training without one."""
+
+import jax
+import jax.numpy as jnp
+
+from metastep._types import Batch, Episode, MetaParams, Params, PerStep, Rate
+from metastep.adapt import AbstractAdapter
+from metastep.metagrad.core import AbstractMetaGradient, RateRule, TaskOutcome, judge
+from metastep.models import Objective
+from metastep.theory.citations import source
+
+
+def _zero_like(meta: MetaParams) -> MetaParams:
+    return jax.tree.map(jnp.zeros_like, meta)
+
+
+@source("nichol2018", "algorithm 1 and section 3.1", "as printed")
+class Reptile(AbstractMetaGradient):
+    """(w - adapted) / alpha, after adapting on all examples of the task, support and query together.
+
+    Dividing by alpha makes it a sum of `steps` gradients, so that the same meta rate suits it and MAML.
+    Rates cannot be learned this way: their gradient is zero. The reported loss is that of MAML, on the query
+    set after adapting on the support set alone.
+    """
+
+    def __call__(
+        self,
+        objective: Objective,
+        adapter: AbstractAdapter,
+        rate: RateRule,
+        meta: MetaParams,
+        episode: Episode,
+    ) -> tuple[TaskOutcome, MetaParams]:
+        alpha = rate(meta)
+        everything = _joined(episode.support, episode.query)
+        moved, _ = adapter(jax.value_and_grad(objective.on(everything)), meta.params, alpha)
+        on_support = jax.value_and_grad(objective.on(episode.support))
+        adapted, info = adapter(on_support, meta.params, alpha)
+        gradient = MetaParams(_displacement(meta.params, moved, alpha), _zero_like(meta).rates)
+        return judge(objective, adapted, episode, info), gradient
+
+
+def _joined(support: Batch, query: Batch) -> Batch:
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), support, query)
+
+
+def _displacement(params: Params, moved: Params, alpha: Rate) -> Params:
+    """(params - moved) / alpha, leaf by leaf; the mean over steps where alpha changes between them."""
+    if isinstance(alpha, PerStep):
+        alpha = jax.tree.map(lambda rates: jnp.mean(rates, axis=0), alpha.values)
+
+    def divide(rate: Rate, before: Params, after: Params) -> Params:
+        return jax.tree.map(lambda a, b: (a - b) / jnp.asarray(rate, a.dtype), before, after)
+
+    return jax.tree.map(divide, alpha, params, moved)
+
+
+@source("zou2022", "equation (2.4), ERM", "as printed")
+class JointTraining(AbstractMetaGradient):
+    """ERM: the plain query gradient, which is MAML at alpha = 0. The baseline without an inner loop."""
+
+    def __call__(
+        self,
+        objective: Objective,
+        adapter: AbstractAdapter,
+        rate: RateRule,
+        meta: MetaParams,
+        episode: Episode,
+    ) -> tuple[TaskOutcome, MetaParams]:
+        del adapter, rate
+
+        def query_loss(params: Params):
+            task = judge(objective, params, episode)
+            return task.loss, task
+
+        (_, task), gradient = jax.value_and_grad(query_loss, has_aux=True)(meta.params)
+        return task, MetaParams(gradient, _zero_like(meta).rates)

@@ -1,0 +1,54 @@
+"""The interface of a meta-gradient, and what one task contributes to a meta-step."""
+
+import abc
+from collections.abc import Callable
+
+import equinox as eqx
+
+from metastep._types import Episode, MetaParams, Params, Rate, Scalar
+from metastep.adapt import AbstractAdapter, AdaptInfo
+from metastep.models import Objective
+
+RateRule = Callable[[MetaParams], Rate]
+"""MetaParams -> the adaptation rate in force: where learned and prescribed rates meet."""
+
+
+class TaskOutcome(eqx.Module):
+    """What one task looked like in a meta-step.
+
+    Attributes
+    ----------
+    loss : query loss after adaptation
+    loss_before : support loss before adaptation, which costs nothing extra; without inner steps, `loss`
+    metric : the objective's metric on the query set after adaptation, or None
+    """
+
+    loss: Scalar
+    loss_before: Scalar
+    metric: Scalar | None
+
+
+class AbstractMetaGradient(eqx.Module):
+    """How one task's query loss is differentiated with respect to the meta-parameters."""
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        objective: Objective,
+        adapter: AbstractAdapter,
+        rate: RateRule,
+        meta: MetaParams,
+        episode: Episode,
+    ) -> tuple[TaskOutcome, MetaParams]:
+        """The outcome of one task and its meta-gradient, shaped like `meta`."""
+
+
+def judge(
+    objective: Objective, adapted: Params, episode: Episode, info: AdaptInfo | None = None
+) -> TaskOutcome:
+    """The outcome of a task whose parameters are `adapted`."""
+    outputs = objective.apply(adapted, episode.query.x)
+    loss = objective.output_loss(outputs, episode.query.y)
+    metric = objective.metric and objective.metric(outputs, episode.query.y)
+    adapts = info is not None and info.losses.shape[0] > 0
+    return TaskOutcome(loss, info.losses[0] if adapts else loss, metric)

@@ -1,0 +1,66 @@
+"""From one task to a meta-batch: how many tasks are computed side by side, and their mean."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from metastep._errors import InputError, check_count
+from metastep._types import Episode, MetaParams
+
+Outcome = TypeVar("Outcome")
+
+
+def mean_over_tasks(
+    task_gradient: Callable[[Episode], tuple[Outcome, MetaParams]],
+    episodes: Episode,
+    tasks_at_once: int | None = None,
+) -> tuple[Outcome, MetaParams]:
+    """All task outcomes, and the mean of the meta-gradients.
+
+    Parameters
+    ----------
+    task_gradient : one episode -> (outcome, meta-gradient)
+    episodes : every array with a leading task axis
+    tasks_at_once : tasks computed side by side, a divisor of their number; the groups follow one another
+        and only the sum of their gradients is kept. None takes all at once.
+
+    Returns
+    -------
+    outcomes with a leading task axis, mean meta-gradient
+    """
+    num_tasks = jax.tree.leaves(episodes)[0].shape[0]
+    width = num_tasks if tasks_at_once is None else tasks_at_once
+    check_count("tasks_at_once", width)
+    if num_tasks % width:
+        raise InputError(
+            f"tasks_at_once is {width}, which does not divide the {num_tasks} tasks of a meta-step"
+        )
+    if width == num_tasks:
+        outcomes, gradients = jax.vmap(task_gradient)(episodes)
+        return outcomes, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), gradients)
+    return _in_groups(task_gradient, episodes, num_tasks, width)
+
+
+def _in_groups(
+    task_gradient: Callable[[Episode], tuple[Outcome, MetaParams]],
+    episodes: Episode,
+    num_tasks: int,
+    width: int,
+) -> tuple[Outcome, MetaParams]:
+    groups = jax.tree.map(lambda leaf: leaf.reshape(-1, width, *leaf.shape[1:]), episodes)
+    first = jax.tree.map(lambda leaf: leaf[0, 0], groups)
+    shapes = jax.eval_shape(lambda episode: task_gradient(episode)[1], first)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def add_group(total: MetaParams, group: Episode) -> tuple[MetaParams, Outcome]:
+        if width == 1:  # no task axis at all: a product of one is not a batched product
+            outcome, gradient = task_gradient(jax.tree.map(lambda leaf: leaf[0], group))
+            return jax.tree.map(jnp.add, total, gradient), jax.tree.map(lambda a: a[None], outcome)
+        outcomes, gradients = jax.vmap(task_gradient)(group)
+        return jax.tree.map(lambda a, b: a + jnp.sum(b, axis=0), total, gradients), outcomes
+
+    total, outcomes = jax.lax.scan(add_group, zeros, groups)
+    outcomes = jax.tree.map(lambda leaf: leaf.reshape(num_tasks, *leaf.shape[2:]), outcomes)
+    return outcomes, jax.tree.map(lambda leaf: leaf / num_tasks, total)

@@ -1,0 +1,51 @@
+"""What metastep asks of a model: two pure functions, and which parameters form the head."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from metastep._types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model of any library, reduced to pure functions of a parameter pytree.
+
+    Attributes
+    ----------
+    init : key -> params
+    apply : (params, x of shape (examples, ...)) -> outputs of shape (examples, outputs)
+        May look at the whole batch, as batch normalisation by batch statistics does.
+    is_head : params -> pytree of bool, shaped like params
+        True where ANIL adapts. The default, everything, makes ANIL the same as MAML.
+    task_mapping : "vmap" or "sequential"
+        How many tasks share a CPU best: matrices this small gain from being batched ("vmap"),
+        convolutions from staying in cache one task at a time ("sequential"). Ignored on accelerators.
+    name : shown in reports
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> scale_only = Model(init=lambda key: jnp.ones(()), apply=lambda scale, x: scale * x)
+    """
+
+    init: Callable[[PRNGKeyArray], Params]
+    apply: Callable[[Params, Array], Array]
+    is_head: Callable[[Params], PyTree[bool]] = lambda params: jax.tree.map(lambda _: True, params)
+    task_mapping: Literal["vmap", "sequential"] = "vmap"
+    name: str = "model"
+
+
+def head_named(name: str) -> Callable[[Params], PyTree[bool]]:
+    """Mark the entry `name` of a dict of layers as the head."""
+
+    def is_head(params: Params) -> PyTree[bool]:
+        return {
+            layer: jax.tree.map(lambda _: layer == name, leaves)  # noqa: B023 - used at once
+            for layer, leaves in params.items()
+        }
+
+    return is_head

@@ -1,0 +1,63 @@
+"""From outputs to a number: losses as means over examples, and the objective of a model on a batch."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from metastep._errors import check_choice
+from metastep._types import Batch, Loss, Params, Scalar
+
+OutputLoss = Callable[[Array, Array], Scalar]
+Kind = Literal["regression", "classification"]
+
+
+def squared_error(outputs: Float[Array, "n outputs"], targets: Float[Array, "n outputs"]) -> Scalar:
+    """(1/n) sum ||f(x) - y||^2: a mean over examples, a sum over outputs, and no factor 1/2."""
+    return jnp.sum(jnp.square(outputs - targets)) / outputs.shape[0]
+
+
+def cross_entropy(outputs: Float[Array, "n ways"], labels: Int[Array, " n"]) -> Scalar:
+    """Mean over examples of -log softmax(outputs)[label], in nats."""
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs, labels))
+
+
+def accuracy(outputs: Float[Array, "n ways"], labels: Int[Array, " n"]) -> Scalar:
+    """Share of examples whose largest output is the labelled one, in [0, 1]."""
+    return jnp.mean(jnp.argmax(outputs, axis=-1) == labels, dtype=outputs.dtype)
+
+
+def loss_for(kind: Kind) -> OutputLoss:
+    """The loss of each kind of task: squared error for regression, cross-entropy for classification."""
+    check_choice("kind", kind, ("regression", "classification"))
+    return squared_error if kind == "regression" else cross_entropy
+
+
+class Objective(eqx.Module):
+    """The loss of a model on a batch, with outputs and output loss still apart for curvature products.
+
+    Attributes
+    ----------
+    apply : (params, x) -> outputs
+    output_loss : (outputs, y) -> scalar, a mean over examples and convex in the outputs
+    metric : (outputs, y) -> scalar to report beside the loss, such as `accuracy`; None for none
+    """
+
+    apply: Callable[[Params, Array], Array] = eqx.field(static=True)
+    output_loss: OutputLoss = eqx.field(static=True)
+    metric: OutputLoss | None = eqx.field(static=True, default=None)
+
+    @classmethod
+    def of(cls, apply: Callable[[Params, Array], Array], kind: Kind) -> "Objective":
+        """The usual objective: squared error for regression; cross-entropy and accuracy for classification."""
+        return cls(apply, loss_for(kind), accuracy if kind == "classification" else None)
+
+    def __call__(self, params: Params, batch: Batch) -> Scalar:
+        return self.output_loss(self.apply(params, batch.x), batch.y)
+
+    def on(self, batch: Batch) -> Loss:
+        """The loss as a function of the parameters alone."""
+        return lambda params: self(params, batch)

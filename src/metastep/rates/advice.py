@@ -1,0 +1,190 @@
+"""What alpha should be before any training: estimated on sampled tasks, then checked by trying it."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray
+
+from metastep._errors import check_count
+from metastep._types import Episode, Params
+from metastep.models import Objective
+from metastep.rates.estimates import RatioEstimate, ratio_estimate
+from metastep.rates.label_aware import label_aware_terms
+from metastep.rates.label_free import label_free_terms
+from metastep.tasks import AbstractTaskFamily
+
+QueryLoss = Callable[[Params, Episode, Array], Array]
+"""(params, episode, alpha) -> query loss after adapting at rate alpha."""
+
+_CURVE_POINTS = 13
+_CURVE_TASKS = 32
+_FREE_TASKS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class AlphaCurve:
+    """Query loss against alpha at the starting parameters.
+
+    Attributes
+    ----------
+    alpha : (points,) rates tried; the first is 0
+    measured, ci95 : mean over tasks of the loss after adapting, and its 95 % half-width
+    predicted : the quadratic the estimate is the minimum of
+    """
+
+    alpha: list[float]
+    measured: list[float]
+    ci95: list[float]
+    predicted: list[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class RateAdvice:
+    """The adaptation rate that the tasks and the model ask for, and the evidence.
+
+    Attributes
+    ----------
+    alpha, alpha_interval : label-aware estimate and its 95 % interval over tasks
+    label_free_alpha, label_free_interval : (H.6), from the inputs alone
+    predicted_gain : share of the query loss one step at `alpha` removes, by the quadratic
+    label_free_gain : the same under the assumptions of (H.6)
+    alpha_chosen : what training should use: `alpha`, unless trying it out said otherwise
+    alpha_reason : why, in a sentence or two
+    num_tasks : tasks the estimate is from
+    curve : the check
+    warnings : what to know before trusting the estimate
+    """
+
+    alpha: float
+    alpha_interval: list[float]
+    label_free_alpha: float
+    label_free_interval: list[float]
+    predicted_gain: float
+    label_free_gain: float
+    alpha_chosen: float
+    alpha_reason: str
+    num_tasks: int
+    curve: AlphaCurve
+    warnings: list[str]
+
+
+def advise_rates(
+    objective: Objective,
+    params: Params,
+    family: AbstractTaskFamily,
+    key: PRNGKeyArray,
+    query_loss: QueryLoss,
+    *,
+    num_tasks: int = 128,
+    restrict: Callable[[Params], Params] = lambda gradient: gradient,
+    tasks_at_once: int | None = None,
+) -> RateAdvice:
+    """Estimate the adaptation rate of `params` on fresh tasks.
+
+    Parameters
+    ----------
+    objective : model and loss
+    params : the starting parameters
+    family : where tasks come from
+    key : for the tasks and probes
+    query_loss : adapts and judges, as training will; used to check the estimate
+    num_tasks : tasks for the label-aware estimate, at least 2; the others use at most 32
+    restrict : zeroes the gradient of parameters the inner loop leaves alone (ANIL)
+    tasks_at_once : tasks computed side by side; None for all
+    """
+    check_count("num_tasks", num_tasks, minimum=2)
+    task_key, probe_key, curve_key = jax.random.split(key, 3)
+
+    def over_tasks(function: Callable, keys: PRNGKeyArray):
+        return jax.device_get(jax.jit(lambda p, k: jax.lax.map(
+            lambda one: function(p, one), k, batch_size=tasks_at_once or k.shape[0]
+        ))(params, keys))
+
+    aware = over_tasks(
+        lambda p, k: label_aware_terms(objective, p, family.sample(k), restrict),
+        jax.random.split(task_key, num_tasks),
+    )
+    free = over_tasks(
+        lambda p, k: label_free_terms(objective, p, family.sample(k), k, restrict),
+        jax.random.split(probe_key, min(num_tasks, _FREE_TASKS)),
+    )
+    estimate = ratio_estimate(aware.slope, aware.curvature)
+    label_free = ratio_estimate(free.second, free.third)
+    rates = np.concatenate([[0.0], max(estimate.value, label_free.value / 10)
+                            * np.logspace(-1.5, 1.0, _CURVE_POINTS - 1)])
+    losses = over_tasks(
+        lambda p, k: jax.lax.map(
+            lambda alpha: query_loss(p, family.sample(k), alpha), jnp.asarray(rates, jnp.result_type(float))
+        ),
+        jax.random.split(curve_key, min(num_tasks, _CURVE_TASKS)),
+    )
+    curve = _curve(rates, losses, aware)
+    return _advice(estimate, label_free, aware, free, curve, num_tasks)
+
+
+def _curve(rates: np.ndarray, losses: np.ndarray, aware) -> AlphaCurve:
+    predicted = (
+        aware.loss.mean()
+        - rates * aware.slope.mean()
+        + 0.5 * rates**2 * aware.curvature.mean()
+    )
+    half_width = 1.959964 * losses.std(axis=0, ddof=1) / np.sqrt(len(losses))
+    return AlphaCurve(
+        rates.tolist(), losses.mean(axis=0).tolist(), half_width.tolist(), predicted.tolist()
+    )
+
+
+def _advice(
+    estimate: RatioEstimate, label_free: RatioEstimate, aware, free, curve: AlphaCurve, num_tasks: int
+) -> RateAdvice:
+    chosen, reason, warnings = _choose(estimate, label_free, curve)
+    gain = aware.slope.sum() ** 2 / (2 * aware.curvature.sum() * aware.loss.sum())
+    free_gain = free.second.sum() ** 2 / (free.first.sum() * free.third.sum())
+    return RateAdvice(
+        alpha=estimate.value,
+        alpha_interval=estimate.interval,
+        label_free_alpha=label_free.value,
+        label_free_interval=label_free.interval,
+        predicted_gain=float(gain) if estimate.value > 0 else 0.0,
+        label_free_gain=float(free_gain),
+        alpha_chosen=chosen,
+        alpha_reason=reason,
+        num_tasks=num_tasks,
+        curve=curve,
+        warnings=warnings,
+    )
+
+
+def _choose(
+    estimate: RatioEstimate, label_free: RatioEstimate, curve: AlphaCurve
+) -> tuple[float, str, list[str]]:
+    """The estimate, unless it is not positive or adapting at that rate makes things worse."""
+    warnings = []
+    if estimate.value <= 0:
+        chosen, reason = label_free.value, (
+            "the gradients of support and query disagree at the starting parameters, so the label-aware rate "
+            "is not positive; the label-free rate (H.6) is used"
+        )
+        warnings.append("one inner step does not help yet at the starting parameters")
+    else:
+        chosen, reason = estimate.value, (
+            "the label-aware rate minimises the quadratic approximation of the query loss along the inner "
+            "gradient, averaged over tasks"
+        )
+        if estimate.low <= 0:
+            warnings.append("the interval of the label-aware rate includes 0: sample more tasks")
+    rates, losses = np.array(curve.alpha), np.array(curve.measured)
+    tried = np.interp(chosen, rates, np.nan_to_num(losses, nan=np.inf, posinf=np.inf))
+    if not tried <= losses[0]:
+        usable = np.where(np.isfinite(losses), losses, np.inf)
+        best = int(np.argmin(usable[1:])) + 1
+        warnings.append(
+            f"adapting at {chosen:.3g} gives a query loss of {tried:.4g}, worse than {losses[0]:.4g} without; "
+            f"the best of the rates tried, {rates[best]:.3g}, is used"
+        )
+        chosen = float(rates[best])
+        reason += "; trying it out showed the quadratic to be too optimistic, so the best rate tried is used"
+    return float(chosen), reason, warnings

@@ -1,0 +1,88 @@
+"""The interface of a rate: an object apart from the adapter, whose values are leaves and never retrace."""
+
+import abc
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from metastep._errors import check_choice
+from metastep._types import Episode, MetaParams, Params, Rate
+from metastep.models import Objective
+from metastep.theory.citations import source
+
+RateState = Any
+
+
+class AbstractRate(eqx.Module):
+    """How the adaptation rate comes about.
+
+    What is learned by the outer optimiser lives in `MetaParams.rates`; what the rate itself keeps between
+    meta-steps lives in its state. Both are pytrees of arrays.
+    """
+
+    @abc.abstractmethod
+    def init(self, params: Params) -> tuple[PyTree[Array], RateState]:
+        """What is learned (or None), and the first state."""
+
+    @abc.abstractmethod
+    def alpha(self, meta: MetaParams, state: RateState) -> Rate:
+        """The adaptation rate in force; differentiable with respect to `meta.rates`."""
+
+    def update(
+        self, state: RateState, objective: Objective, meta: MetaParams, episodes: Episode
+    ) -> RateState:
+        """The next state, given the episodes of a meta-step (leading task axis) before the step is taken."""
+        del objective, meta, episodes
+        return state
+
+
+class FixedRate(AbstractRate):
+    """The same alpha for the whole run.
+
+    Attributes
+    ----------
+    value : a scalar, a pytree prefix of the parameters, or `PerStep`; in the mean-loss convention
+    """
+
+    value: Rate = eqx.field(converter=lambda value: jax.tree.map(jnp.asarray, value))
+
+    def init(self, params: Params) -> tuple[None, RateState]:
+        del params
+        return None, self.value
+
+    def alpha(self, meta: MetaParams, state: RateState) -> Rate:
+        del meta
+        return state
+
+
+@source("li2017", "equation (4), Meta-SGD", "corrected", "rates kept positive through their logarithm")
+class LearnedRate(AbstractRate):
+    """Rates learned with the initialisation, as logarithms so that they stay positive.
+
+    Attributes
+    ----------
+    start : the rate to begin with, above 0
+    per : "model" for one rate, "layer" for one per array of parameters, "parameter" for Meta-SGD
+    """
+
+    start: Float[Array, ""] = eqx.field(converter=jnp.asarray)
+    per: Literal["model", "layer", "parameter"] = eqx.field(static=True, default="model")
+
+    def __check_init__(self) -> None:
+        check_choice("per", self.per, ("model", "layer", "parameter"))
+
+    def init(self, params: Params) -> tuple[PyTree[Array], None]:
+        if self.per == "model":
+            return jnp.log(self.start), None
+        shape = (lambda leaf: ()) if self.per == "layer" else jnp.shape
+        logarithm = jnp.log(self.start)
+        return jax.tree.map(
+            lambda leaf: jnp.full(shape(leaf), logarithm.astype(leaf.dtype)), params
+        ), None
+
+    def alpha(self, meta: MetaParams, state: RateState) -> Rate:
+        del state
+        return jax.tree.map(jnp.exp, meta.rates)

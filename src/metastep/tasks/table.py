@@ -1,0 +1,81 @@
+"""Tasks whose examples are the rows of a table: many sensors, users or machines, a few rows each."""
+
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from metastep._types import Batch, Episode
+from metastep.tasks.core import AbstractTaskFamily, check_groups, check_sizes, split_batch
+from metastep.tasks.draws import distinct
+
+
+class TableTasks(AbstractTaskFamily):
+    """One task per group of rows; support and query are different rows of it, drawn afresh each time.
+
+    Attributes
+    ----------
+    x : (rows, ...) inputs, sorted by task
+    y : (rows, outputs) targets, or (rows,) class labels in 0..output_size-1 shared by all tasks
+    counts : (tasks,) number of rows of each task
+    shots, queries : rows in the support and the query set
+    curvature : rows of the separate Hessian sample D_h; 0 takes D_h = D_in
+
+    Raises
+    ------
+    InputError
+        When there is no task, or a task has fewer rows than an episode takes.
+    """
+
+    x: Array
+    y: Array
+    counts: Int[Array, " tasks"]
+    kind: Literal["regression", "classification"] = eqx.field(static=True)
+    num_outputs: int = eqx.field(static=True)
+    shots: int = eqx.field(static=True)
+    queries: int = eqx.field(static=True)
+    curvature: int = eqx.field(static=True)
+    largest_task: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        counts: np.ndarray,
+        *,
+        kind: Literal["regression", "classification"],
+        output_size: int,
+        shots: int = 10,
+        queries: int = 10,
+        curvature: int = 0,
+        names: tuple[str, ...] = (),
+    ):
+        check_sizes(shots=shots, queries=queries, output_size=output_size)
+        counts = np.asarray(counts)
+        needed = {"shots": shots, "queries": queries, "curvature": curvature}
+        check_groups(counts, needed, names, "tasks", "rows")
+        self.x, self.y = jnp.asarray(x), jnp.asarray(y)
+        self.counts = jnp.asarray(counts, jnp.result_type(int))
+        self.kind, self.num_outputs = kind, output_size
+        self.shots, self.queries, self.curvature = shots, queries, curvature
+        self.largest_task = int(counts.max())
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.x.shape[1:]
+
+    @property
+    def output_size(self) -> int:
+        return self.num_outputs
+
+    def sample(self, key: PRNGKeyArray) -> Episode:
+        task_key, row_key = jax.random.split(key)
+        task = jax.random.randint(task_key, (), 0, len(self.counts))
+        sizes = [self.shots, self.queries, self.curvature]
+        within = distinct(row_key, self.counts[task], sum(sizes), self.largest_task)
+        rows = jnp.cumsum(self.counts)[task] - self.counts[task] + within
+        support, query, curvature = split_batch(Batch(self.x[rows], self.y[rows]), sizes)
+        return Episode(support, query, curvature if self.curvature else None)

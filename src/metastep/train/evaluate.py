@@ -1,0 +1,169 @@
+"""Judging meta-parameters on held-out tasks, before and after adaptation."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray
+
+from metastep._errors import check_count
+from metastep._records import Estimate
+from metastep._types import Batch, Episode, Params, Rate
+from metastep.adapt import GradientAdapter
+from metastep.tasks import AbstractTaskFamily
+from metastep.train.learner import Learner, map_tasks, rate_at
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """Mean query loss and accuracy (classification) over tasks after a number of inner steps."""
+
+    steps: int
+    loss: Estimate
+    accuracy: Estimate | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Held-out performance.
+
+    Attributes
+    ----------
+    num_tasks, transductive : how it was measured
+    curve : after 0, 1, ..., steps inner steps, on the same tasks
+    """
+
+    num_tasks: int
+    transductive: bool
+    curve: list[Judgement]
+
+    @property
+    def before(self) -> Judgement:
+        """Without adaptation."""
+        return self.curve[0]
+
+    @property
+    def after(self) -> Judgement:
+        """After the last inner step."""
+        return self.curve[-1]
+
+    def record(self) -> dict:
+        """The JSON form: the result after adaptation, with `before` and `curve` beside it."""
+        judged = [_plain(judgement) for judgement in self.curve]
+        before = {name: judged[0][name] for name in ("loss", "accuracy") if name in judged[0]}
+        return {
+            "num_tasks": self.num_tasks,
+            "transductive": self.transductive,
+            **judged[-1],
+            "before": before,
+            "curve": judged,
+        }
+
+
+def _plain(judgement: Judgement) -> dict:
+    plain = {"steps": judgement.steps, "loss": dataclasses.asdict(judgement.loss)}
+    if judgement.accuracy is not None:
+        plain["accuracy"] = dataclasses.asdict(judgement.accuracy)
+    return plain
+
+
+def predict(
+    learner: Learner, params: Params, episode: Episode, *, transductive: bool = True
+) -> Array:
+    """Outputs on the query set.
+
+    With `transductive`, the whole query set goes through the model at once, and batch normalisation sees all
+    of it, as in most published few-shot numbers. Without, each query example goes through alone beside the
+    support set, so that no prediction depends on another.
+    """
+    apply = learner.objective.apply
+    if transductive:
+        return apply(params, episode.query.x)
+
+    def alone(example: Array) -> Array:
+        return apply(params, jnp.concatenate([episode.support.x, example[None]]))[-1]
+
+    return jax.lax.map(alone, episode.query.x)
+
+
+def judge_steps(
+    learner: Learner,
+    params: Params,
+    alpha: Rate,
+    episode: Episode,
+    steps: int,
+    *,
+    transductive: bool = True,
+) -> tuple[Array, Array]:
+    """Query loss and metric (NaN if there is none) after 0, 1, ..., `steps` inner steps, each (steps + 1,)."""
+    objective = learner.objective
+    gradient = jax.value_and_grad(objective.on(episode.support))
+    one_step = GradientAdapter(1, learner.adapter.trainable)
+    losses, metrics = [], []
+    for step in range(steps + 1):
+        outputs = predict(learner, params, episode, transductive=transductive)
+        losses.append(objective.output_loss(outputs, episode.query.y))
+        metric = objective.metric(outputs, episode.query.y) if objective.metric else jnp.nan
+        metrics.append(jnp.asarray(metric, outputs.dtype))
+        params, _ = one_step(gradient, params, rate_at(alpha, step))
+    return jnp.stack(losses), jnp.stack(metrics)
+
+
+def compile_judge(learner: Learner, steps: int, num_tasks: int, *, transductive: bool = True):
+    """(params, alpha, family, key) -> losses and metrics, each (tasks, steps + 1), compiled once."""
+
+    def judge(
+        params: Params, alpha: Rate, family: AbstractTaskFamily, key: PRNGKeyArray
+    ) -> tuple[Array, Array]:
+        def one(task_key: PRNGKeyArray) -> tuple[Array, Array]:
+            episode = family.sample(task_key)
+            return judge_steps(learner, params, alpha, episode, steps, transductive=transductive)
+
+        return map_tasks(one, jax.random.split(key, num_tasks), learner.tasks_at_once)
+
+    return jax.jit(judge)
+
+
+def evaluate(
+    learner: Learner,
+    params: Params,
+    alpha: Rate,
+    family: AbstractTaskFamily,
+    key: PRNGKeyArray,
+    *,
+    num_tasks: int = 600,
+    steps: int | None = None,
+    transductive: bool = True,
+) -> Evaluation:
+    """Mean loss and accuracy over fresh tasks of a held-out family, with 95 % intervals.
+
+    Parameters
+    ----------
+    learner : model, loss and which parameters adapt
+    params, alpha : what is judged
+    family : where tasks come from, for instance `TaskSplits.test`
+    key : of the tasks
+    num_tasks : at least 1
+    steps : inner steps; those of training by default
+    transductive : see `predict`
+    """
+    check_count("num_tasks", num_tasks)
+    steps = learner.adapter.steps if steps is None else steps
+    check_count("steps", steps, minimum=0)
+    judge = compile_judge(learner, steps, num_tasks, transductive=transductive)
+    losses, metrics = (np.asarray(values) for values in judge(params, alpha, family, key))
+    curve = [
+        Judgement(
+            step,
+            Estimate.of(losses[:, step]),
+            None if learner.objective.metric is None else Estimate.of(metrics[:, step]),
+        )
+        for step in range(steps + 1)
+    ]
+    return Evaluation(num_tasks, transductive, curve)
+
+
+def single_episode(support: Batch, query_x: Array) -> Episode:
+    """An episode whose query labels are not known."""
+    return Episode(support, Batch(query_x, jnp.zeros(query_x.shape[0])))

@@ -1,0 +1,86 @@
+"""The parts of a run put together: model, objective, inner loop, meta-gradient, rate and outer optimiser."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PRNGKeyArray
+
+from metastep._types import Episode, MetaParams, Params, PerStep, Rate
+from metastep.adapt import GradientAdapter
+from metastep.metagrad import AbstractMetaGradient
+from metastep.models import Model, Objective
+from metastep.rates import AbstractRate
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """What a meta-step is made of; nothing in it changes during a run.
+
+    Attributes
+    ----------
+    model, objective : the model and its loss
+    adapter : the inner loop
+    meta_gradient : how the query loss is differentiated
+    rate : where the adaptation rate comes from
+    optimizer : the outer optimiser
+    tasks_per_step : tasks of a meta-step
+    tasks_at_once : tasks computed side by side; None for all
+    """
+
+    model: Model
+    objective: Objective
+    adapter: GradientAdapter
+    meta_gradient: AbstractMetaGradient
+    rate: AbstractRate
+    optimizer: optax.GradientTransformation
+    tasks_per_step: int
+    tasks_at_once: int | None = None
+
+    def adapt(self, params: Params, alpha: Rate, episode: Episode) -> Params:
+        """The parameters after the inner loop on the support set."""
+        gradient = jax.value_and_grad(self.objective.on(episode.support))
+        return self.adapter(gradient, params, alpha)[0]
+
+    def query_loss(self, params: Params, episode: Episode, alpha: Rate) -> Array:
+        """Query loss after the inner loop."""
+        return self.objective(self.adapt(params, alpha, episode), episode.query)
+
+
+def side_by_side(model: Model, choice: int | None = None) -> int | None:
+    """How many tasks to compute side by side: the user's choice, else one at a time for convolutions on CPU.
+
+    Mapping a convolutional model over tasks makes intermediate arrays that leave the cache of a CPU;
+    accelerators and small dense models want all tasks at once.
+    """
+    if choice is not None:
+        return choice
+    on_cpu = jax.default_backend() == "cpu"
+    return 1 if on_cpu and model.task_mapping == "sequential" else None
+
+
+def map_tasks(function: Callable, keys: PRNGKeyArray, tasks_at_once: int | None):
+    """Apply `function` to each key, `tasks_at_once` of them side by side; results get a leading task axis."""
+    return jax.lax.map(function, keys, batch_size=tasks_at_once or keys.shape[0])
+
+
+def rate_at(alpha: Rate, step: int) -> Rate:
+    """The rate of one inner step, counted from 0; a schedule that ran out keeps its last rate."""
+    if not isinstance(alpha, PerStep):
+        return alpha
+    return jax.tree.map(lambda rates: rates[min(step, rates.shape[0] - 1)], alpha.values)
+
+
+def mean_alpha(alpha: Rate) -> Array:
+    """One number for logs: the mean over every rate in force."""
+    leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(alpha)]
+    return jnp.mean(jnp.concatenate(leaves))
+
+
+def initial_meta(learner: Learner, key: PRNGKeyArray) -> tuple[MetaParams, object]:
+    """Freshly drawn meta-parameters, and the first state of the rate."""
+    params = learner.model.init(key)
+    rates, rate_state = learner.rate.init(params)
+    return MetaParams(params, rates), rate_state

@@ -1,0 +1,298 @@
+"""Every meta-gradient against numbers: central differences, the closed form on quadratics, and its invariants."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metastep._types import Batch, Episode, MetaParams, PerStep
+from metastep.metagrad import ALGORITHMS, Exact, FirstOrder, HessianFree, Reptile, mean_over_tasks
+from metastep.models import Objective, conv4, mlp
+from metastep.tasks import FewShot, Sinusoid, batch_of_episodes
+
+
+def scalar_rate(alpha):
+    return lambda meta: jnp.asarray(alpha)
+
+
+def regression_problem(activation=jnp.tanh):
+    model = mlp((1,), 1, hidden=(5, 4), activation=activation)
+    family = Sinusoid(shots=6, queries=4)
+    return model, Objective.of(model.apply, "regression"), family
+
+
+def convolution_problem():
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
+    family = FewShot(images, np.full(3, 4), ways=3, shots=1, queries=2)
+    model = conv4(family.input_shape, 3, filters=3)
+    return model, Objective.of(model.apply, "classification"), family
+
+
+PROBLEMS = {"mlp": (regression_problem, 0.05), "conv4": (convolution_problem, 0.3)}
+
+
+def directional_difference(function, meta, direction, step=1e-6):
+    ahead = function(jax.tree.map(lambda a, b: a + step * b, meta, direction))
+    behind = function(jax.tree.map(lambda a, b: a - step * b, meta, direction))
+    return float((ahead - behind) / (2 * step))
+
+
+def random_like(tree, seed):
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    draws = [jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, draws)
+
+
+def inner_product(a, b):
+    return float(sum(jnp.vdot(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)))
+
+
+def setting(problem, name="maml", steps=2, seed=1):
+    make, alpha = PROBLEMS[problem]
+    model, objective, family = make()
+    adapter = ALGORITHMS[name].adapter(model, steps)
+    meta = MetaParams(model.init(jax.random.key(seed)))
+    return objective, adapter, alpha, meta, family.sample(jax.random.key(seed + 1))
+
+
+def run(rule, objective, adapter, rate, meta, episode):
+    """The rule, compiled: as users meet it, and much faster than operation by operation."""
+    return jax.jit(lambda meta, episode: rule(objective, adapter, rate, meta, episode))(
+        meta, episode
+    )
+
+
+def adapted_query_loss(objective, adapter, alpha, episode):
+    def loss(meta):
+        gradient = jax.value_and_grad(objective.on(episode.support))
+        return objective(adapter(gradient, meta.params, alpha)[0], episode.query)
+
+    return loss
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("name", ["maml", "hfmaml", "anil"])
+@pytest.mark.parametrize("steps", [1, 3, 7])
+def test_equals_central_differences(problem, name, steps):
+    # The numeric derivative runs the adapter alone, so it knows nothing of the rule under test. Seven steps
+    # go through a loop, the others are unrolled. Ten random directions would all have to miss an error.
+    objective, adapter, alpha, meta, episode = setting(problem, name, steps)
+    rule = ALGORITHMS[name].meta_gradient()
+    _, gradient = run(rule, objective, adapter, scalar_rate(alpha), meta, episode)
+    loss = jax.jit(adapted_query_loss(objective, adapter, alpha, episode))
+    for seed in range(3):
+        direction = random_like(meta, seed)
+        expected = directional_difference(loss, meta, direction)
+        tolerance = 1e-6 if name != "hfmaml" else 1e-5
+        assert inner_product(gradient, direction) == pytest.approx(
+            expected, rel=tolerance, abs=1e-8
+        )
+
+
+def quadratic_task(rng, dim=4, shots=6, queries=5, curvature=0):
+    """Linear regression in float64, whose meta-gradient is a product of matrices."""
+    draw = lambda n: Batch(
+        jnp.asarray(rng.normal(size=(n, dim))), jnp.asarray(rng.normal(size=(n, 1)))
+    )  # noqa: E731
+    return Episode(draw(shots), draw(queries), draw(curvature) if curvature else None)
+
+
+def closed_form(weights, episode, alpha, steps, rule):
+    """prod (I - alpha H) g_o with H = (2/K) X'X: the chain rule written out in NumPy."""
+    hessian = lambda batch: 2 * np.asarray(batch.x).T @ np.asarray(batch.x) / len(batch.x)  # noqa: E731
+    gradient = lambda w, batch: (  # noqa: E731
+        2 * np.asarray(batch.x).T @ (np.asarray(batch.x) @ w - np.asarray(batch.y)) / len(batch.x)
+    )
+    w = np.asarray(weights)
+    for _ in range(steps):
+        w = w - alpha * gradient(w, episode.support)
+    outer = gradient(w, episode.query)
+    if rule == "first-order":
+        return outer
+    curvature = episode.support if episode.curvature is None else episode.curvature
+    jacobian = np.eye(len(w)) - alpha * hessian(curvature)
+    return np.linalg.matrix_power(jacobian, steps) @ outer
+
+
+@pytest.mark.parametrize("steps", [1, 2, 6])
+@pytest.mark.parametrize("curvature", [0, 7])
+@pytest.mark.parametrize(
+    ("name", "rule", "tolerance"),
+    [("maml", "exact", 1e-10), ("fomaml", "first-order", 1e-10), ("hfmaml", "exact", 1e-7)],
+)
+def test_closed_form_on_quadratics(rng, steps, curvature, name, rule, tolerance):
+    # D_h differs from D_in when curvature > 0, so a Hessian on the wrong sample would show.
+    episode = quadratic_task(rng, curvature=curvature)
+    objective = Objective.of(lambda params, x: x @ params, "regression")
+    weights = jnp.asarray(rng.normal(size=(4, 1)))
+    algorithm = ALGORITHMS[name]
+    adapter = algorithm.adapter(type("M", (), {"is_head": None})(), steps)
+    task, gradient = run(
+        algorithm.meta_gradient(),
+        objective,
+        adapter,
+        scalar_rate(0.1),
+        MetaParams(weights),
+        episode,
+    )
+    expected = closed_form(weights, episode, 0.1, steps, rule)
+    np.testing.assert_allclose(gradient.params, expected, rtol=tolerance, atol=tolerance)
+    first_loss = np.mean(np.square(episode.support.x @ weights - episode.support.y))
+    assert float(task.loss_before) == pytest.approx(float(first_loss), rel=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_reptile_is_the_sum_of_joint_gradients(rng, steps):
+    # Written out: the inner gradients on support and query together, added up along the path.
+    episode = quadratic_task(rng)
+    objective = Objective.of(lambda params, x: x @ params, "regression")
+    weights = rng.normal(size=(4, 1))
+    x = np.concatenate([episode.support.x, episode.query.x])
+    y = np.concatenate([episode.support.y, episode.query.y])
+    total, w = np.zeros_like(weights), weights
+    for _ in range(steps):
+        gradient = 2 * x.T @ (x @ w - y) / len(x)
+        total, w = total + gradient, w - 0.1 * gradient
+    for alpha in (jnp.asarray(0.1), PerStep(jnp.full(steps, 0.1))):
+        adapter = ALGORITHMS["reptile"].adapter(None, steps)
+        _, found = run(
+            Reptile(),
+            objective,
+            adapter,
+            lambda _, a=alpha: a,
+            MetaParams(jnp.asarray(weights)),
+            episode,
+        )
+        np.testing.assert_allclose(found.params, total, rtol=1e-10)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_at_alpha_zero_all_rules_are_the_plain_query_gradient(problem):
+    objective, _, _, meta, episode = setting(problem)
+    plain = jax.grad(objective.on(episode.query))(meta.params)
+    for name in ("maml", "fomaml", "hfmaml", "anil", "erm"):
+        objective, adapter, _, meta, episode = setting(problem, name)
+        rule = ALGORITHMS[name].meta_gradient()
+        _, gradient = run(rule, objective, adapter, scalar_rate(0.0), meta, episode)
+        for found, expected in zip(*map(jax.tree.leaves, (gradient.params, plain)), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_first_order_differs_from_exact_and_ignores_the_body_of_anil():
+    # Power: if stop_gradient were lost, or the ANIL mask did nothing, these would be equal.
+    objective, adapter, alpha, meta, episode = setting("mlp")
+    exact = run(Exact(), objective, adapter, scalar_rate(alpha), meta, episode)[1]
+    first = run(FirstOrder(), objective, adapter, scalar_rate(alpha), meta, episode)[1]
+    head_adapter = setting("mlp", "anil")[1]
+    anil = run(Exact(), objective, head_adapter, scalar_rate(alpha), meta, episode)[1]
+    for other in (first, anil):
+        difference = jax.tree.map(lambda a, b: a - b, exact, other)
+        assert inner_product(difference, difference) > 1e-6 * inner_product(exact, exact)
+
+
+def test_learned_rates_get_the_gradient_of_the_query_loss():
+    # d loss / d log alpha, one rate per leaf, against central differences.
+    objective, adapter, alpha, meta, episode = setting("mlp", steps=2)
+    rates = jax.tree.map(lambda leaf: jnp.full_like(leaf, np.log(alpha)), meta.params)
+    meta = MetaParams(meta.params, rates)
+    rule = lambda meta: jax.tree.map(jnp.exp, meta.rates)  # noqa: E731
+
+    def loss(meta):
+        gradient = jax.value_and_grad(objective.on(episode.support))
+        return objective(adapter(gradient, meta.params, rule(meta))[0], episode.query)
+
+    _, gradient = run(Exact(), objective, adapter, rule, meta, episode)
+    direction = random_like(meta, 3)
+    expected = directional_difference(jax.jit(loss), meta, direction)
+    assert inner_product(gradient, direction) == pytest.approx(expected, rel=1e-6)
+
+
+def test_first_order_still_learns_rates():
+    # With one step, the derivative with respect to alpha does not involve the Hessian at all.
+    objective, adapter, alpha, meta, episode = setting("mlp", steps=1)
+    meta = MetaParams(meta.params, jnp.asarray(np.log(alpha)))
+    rule = lambda meta: jnp.exp(meta.rates)  # noqa: E731
+    exact = run(Exact(), objective, adapter, rule, meta, episode)[1].rates
+    first = run(FirstOrder(), objective, adapter, rule, meta, episode)[1].rates
+    assert float(exact) != 0
+    assert float(first) == pytest.approx(float(exact), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("tasks_at_once", [1, 2, 6])
+def test_mapping_equals_a_loop_in_any_order(name, tasks_at_once):
+    objective, adapter, alpha, meta, _ = setting("mlp", name)
+    rule = ALGORITHMS[name].meta_gradient()
+    episodes = batch_of_episodes(regression_problem()[2], jax.random.key(7), 6)
+    one = lambda episode: rule(objective, adapter, scalar_rate(alpha), meta, episode)  # noqa: E731
+    compiled = jax.jit(one)
+    singles = [compiled(jax.tree.map(lambda leaf, i=i: leaf[i], episodes)) for i in range(6)]
+    expected = jax.tree.map(lambda *leaves: sum(leaves) / 6, *[g for _, g in singles])
+    shuffled = jax.tree.map(lambda leaf: leaf[jnp.array([3, 1, 5, 0, 4, 2])], episodes)
+    outcomes, found = jax.jit(lambda e: mean_over_tasks(one, e, tasks_at_once))(shuffled)
+    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+    losses = [float(outcome.loss) for outcome, _ in singles]
+    np.testing.assert_allclose(np.sort(outcomes.loss), np.sort(losses), rtol=1e-9)
+
+
+def test_a_group_size_that_does_not_divide_is_refused():
+    objective, adapter, alpha, meta, _ = setting("mlp")
+    episodes = batch_of_episodes(regression_problem()[2], jax.random.key(7), 6)
+    one = lambda e: Exact()(objective, adapter, scalar_rate(alpha), meta, e)  # noqa: E731
+    with pytest.raises(ValueError, match="tasks_at_once is 4, which does not divide the 6 tasks"):
+        mean_over_tasks(one, episodes, 4)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_new_rate_does_not_retrace(name):
+    objective, adapter, _, meta, episode = setting("mlp", name)
+    rule, traces = ALGORITHMS[name].meta_gradient(), []
+
+    @jax.jit
+    def step(alpha, meta):
+        traces.append(None)
+        return rule(objective, adapter, lambda _: alpha, meta, episode)
+
+    results = [step(jnp.asarray(alpha), meta)[0].loss for alpha in (0.01, 0.1, 0.5)]
+    assert len(traces) == 1
+    if name != "erm":
+        assert len({float(loss) for loss in results}) == 3
+
+
+def test_hessian_free_guards():
+    # rho = 0 sets no cap, a zero outer gradient has a zero product, and a tight cap only adds rounding on
+    # quadratics, whose difference quotient is exact for every displacement.
+    objective = Objective.of(lambda params, x: x @ params, "regression")
+    rng = np.random.default_rng(5)
+    episode = quadratic_task(rng)
+    weights = jnp.zeros((4, 1))
+    solved = Episode(*(Batch(b.x, jnp.zeros_like(b.y)) for b in (episode.support, episode.query)))
+    adapter = ALGORITHMS["hfmaml"].adapter(None, 2)
+    for rho in (0.0, 1.0):
+        _, gradient = run(
+            HessianFree(rho), objective, adapter, scalar_rate(0.1), MetaParams(weights), solved
+        )
+        np.testing.assert_array_equal(gradient.params, np.zeros((4, 1)))
+    weights = jnp.asarray(rng.normal(size=(4, 1)))
+    expected = closed_form(weights, episode, 0.1, 2, "exact")
+    for rho in (0.0, 1.0, 1e3):
+        _, gradient = run(
+            HessianFree(rho), objective, adapter, scalar_rate(0.1), MetaParams(weights), episode
+        )
+        np.testing.assert_allclose(gradient.params, expected, rtol=1e-6)
+
+
+def test_float32_stays_float32():
+    # A float64 constant anywhere in the chain would promote, or raise under strict promotion.
+    objective, adapter, _, meta, episode = setting("mlp")
+    to32 = lambda tree: jax.tree.map(  # noqa: E731
+        lambda leaf: leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
+        tree,
+    )
+    for name in ALGORITHMS:
+        rule = ALGORITHMS[name].meta_gradient()
+        rate = scalar_rate(jnp.float32(0.01))
+        _, gradient = run(rule, objective, adapter, rate, to32(meta), to32(episode))
+        assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
