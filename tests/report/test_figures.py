@@ -62,9 +62,10 @@ def test_alpha_figure_draws_curve_band_and_rates():
     figure = figures.alpha_figure(record)
     measured = line(figure, "measured, 95 % interval")
     np.testing.assert_allclose(measured.get_ydata(), record["curve"]["measured"])
-    np.testing.assert_allclose(
-        line(figure, "quadratic prediction").get_ydata(), record["curve"]["predicted"]
-    )
+    predicted = line(figure, "quadratic prediction")
+    alpha = predicted.get_xdata()
+    assert len(alpha) > 100  # drawn finely, so that its minimum does not fall between two points
+    np.testing.assert_allclose(predicted.get_ydata(), 4.0 - 80.0 * alpha + 1000.0 * alpha**2)
     assert line(figure, "best α, used").get_xdata()[0] == 0.04
     assert line(figure, "label-free α").get_xdata()[0] == 0.0311
 
@@ -83,6 +84,28 @@ def test_alpha_figure_shows_the_minimum_beside_an_explosion():
     low, high = figures.alpha_figure(record).axes[0].get_ylim()
     assert low < 2.4
     assert 4.0 < high < 8.0
+
+
+def test_prediction_that_is_no_quadratic_is_drawn_as_given():
+    record = runs.rates()
+    record["curve"]["predicted"] = list(np.abs(np.sin(np.arange(21))))
+    drawn = line(figures.alpha_figure(record), "quadratic prediction")
+    np.testing.assert_allclose(drawn.get_ydata(), record["curve"]["predicted"])
+
+
+def test_alpha_over_decades_is_logarithmic_with_zero_as_a_level():
+    # The grid that rates are checked on: 0 and then two and a half decades around the estimate.
+    alpha = np.concatenate([[0.0], 0.04 * np.logspace(-1.5, 1.0, 12)])
+    loss = 4 - 100 * alpha + 1250 * alpha**2
+    record = {**runs.rates(), "alpha_interval": [-0.01, 0.09]}
+    record["curve"] = {"alpha": alpha, "measured": loss, "ci95": 0 * loss, "predicted": loss}
+    figure = figures.alpha_figure(record)
+    axes = figure.axes[0]
+    assert axes.get_xscale() == "log"
+    assert axes.get_xlim()[0] > 0
+    np.testing.assert_array_equal(line(figure, "measured, 95 % interval").get_xdata(), alpha[1:])
+    assert line(figure, "without adaptation, α = 0").get_ydata()[0] == 4.0
+    assert style.render(figure, "svg") == style.render(figures.alpha_figure(record), "svg")
 
 
 def test_alpha_curve_of_unequal_columns_is_refused():

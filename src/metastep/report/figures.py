@@ -1,10 +1,9 @@
-"""Figures of numbers against numbers: the alpha curve, learning curves, and plain line figures.
+"""Figures of a run: the alpha curve, learning curves, and the evaluation over inner steps.
 
 Every function takes records (plain dicts, None where a value was not finite) and returns a
 matplotlib `Figure`. No text of a record is drawn, so no name can reach the mathtext parser.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,110 +11,25 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import (
-    FuncFormatter,
-    LogLocator,
-    MaxNLocator,
-    NullFormatter,
-    PercentFormatter,
-)
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from metastep._errors import InputError
 from metastep._records import to_plain
 from metastep.report import style
 from metastep.report._format import as_number
+from metastep.report.lines import Series, draw, line_figure, series_id, spans_decades
 
-DECADES = 30.0  # a positive series that spans more than this factor is drawn on a log scale
-
-
-@dataclasses.dataclass(frozen=True)
-class Series:
-    """One line of a figure, with an optional half-width of its error band at each point.
-
-    Attributes
-    ----------
-    label : text of the legend
-    x, y : (points,) finite numbers; NaN leaves a gap
-    width : (points,) half-widths of the 95 % band, or None
-    color, line, marker : matplotlib's names; color None takes the next of the palette
-    """
-
-    label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    width: Sequence[float] | None = None
-    color: str | None = None
-    line: str = "-"
-    marker: str = ""
-
-
-def line_figure(
-    series: Iterable[Series],
-    x_label: str,
-    y_label: str,
-    log_x: bool = False,
-    log_y: bool = False,
-    title: str = "",
-) -> Figure:
-    """All series on one panel with the legend below: the ground every other figure stands on."""
-    figure, (axes,) = style.new_figure()
-    draw(axes, series, x_label, y_label, log_x, log_y, title)
-    style.legend_below(figure)
-    return figure
-
-
-@style.styled
-def draw(
-    axes: Axes,
-    series: Iterable[Series],
-    x_label: str,
-    y_label: str,
-    log_x: bool = False,
-    log_y: bool = False,
-    title: str = "",
-) -> None:
-    """Draw the series on existing axes, for figures of several panels."""
-    for index, one in enumerate(series):
-        _draw_one(axes, one, one.color or style.PALETTE[index % len(style.PALETTE)])
-    axes.set(xlabel=x_label, ylabel=y_label, title=title)
-    for name, is_log in (("x", log_x), ("y", log_y)):
-        if is_log:
-            _log_axis(axes, name)
-
-
-def _draw_one(axes: Axes, one: Series, color: str) -> None:
-    x, y = np.asarray(one.x, float), np.asarray(one.y, float)
-    # A line through a single finite point would be invisible.
-    marker = one.marker or ("o" if np.isfinite(y).sum() == 1 else "")
-    axes.plot(x, y, one.line, marker=marker, color=color, label=one.label, gid=_gid(one.label))
-    if one.width is not None:
-        width = np.nan_to_num(np.asarray(one.width, float))
-        axes.fill_between(x, y - width, y + width, color=color, alpha=0.18, linewidth=0)
-
-
-def _gid(label: str) -> str:
-    """An SVG id from a label, so that a reader of the file (or a test) finds the series."""
-    return "series-" + "-".join(
-        "".join(c if c.isalnum() and c.isascii() else " " for c in label).split()
-    )
-
-
-def _log_axis(axes: Axes, name: str) -> None:
-    axes.set(**{f"{name}scale": "log"})
-    axis = axes.xaxis if name == "x" else axes.yaxis
-    low, high = axis.get_view_interval()
-    # Less than three decades hold too few powers of ten to read a value off.
-    steps = (1.0,) if high / low > 1000 else (1.0, 2.0, 5.0)
-    axis.set_major_locator(LogLocator(subs=steps))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def spans_decades(*values: Iterable[float]) -> bool:
-    """Whether the finite values are all positive and spread over more than a factor of DECADES."""
-    everything = np.concatenate([np.asarray(list(one), float) for one in values])
-    finite = everything[np.isfinite(everything)]
-    return bool(finite.size and finite.min() > 0 and finite.max() > DECADES * finite.min())
+__all__ = [
+    "Series",
+    "alpha_figure",
+    "column",
+    "draw",
+    "learning_figure",
+    "line_figure",
+    "rate_figure",
+    "spans_decades",
+    "steps_figure",
+]
 
 
 def column(rows: Iterable[dict[str, Any]], key: str) -> list[float]:
@@ -277,26 +191,31 @@ def alpha_figure(rates: dict[str, Any]) -> Figure:
     InputError
         When the record holds no curve, or a curve whose columns differ in length.
     """
-    x, measured, width, predicted = _curve_columns(rates.get("curve"))
+    curve = _curve_columns(rates.get("curve"))
+    x, measured, width, predicted = curve
+    start = measured[x == 0]
+    limits = _loss_limits(measured, predicted)
+    log_x = spans_decades(x[x > 0])
+    if log_x:  # a log axis has no 0: the loss there becomes a level to compare with
+        x, measured, width, predicted = curve[:, x > 0]
     figure, (axes,) = style.new_figure()
-    log_x = spans_decades(x)
-    draw(
-        axes,
-        [
-            Series("measured, 95 % interval", x, measured, width, style.AFTER, marker="o"),
-            Series("quadratic prediction", x, predicted, None, style.PREDICTED, "--"),
-        ],
-        "adaptation rate α",
-        "query loss after one step",
-        log_x=log_x,
-    )
-    axes.set_ylim(_loss_limits(measured, predicted))
+    if log_x and start.size:
+        axes.axhline(
+            start[0], color=style.BEFORE, linestyle="--", label="without adaptation, α = 0"
+        )
+    series = [
+        Series("measured, 95 % interval", x, measured, width, style.AFTER, marker="o"),
+        Series("quadratic prediction", *_dense(x, predicted), None, style.PREDICTED, "--"),
+    ]
+    draw(axes, series, "adaptation rate α", "query loss after adaptation", log_x=log_x)
+    axes.set_ylim(limits)
     _mark_rates(axes, rates)
     style.legend_below(figure)
     return figure
 
 
-def _curve_columns(curve: Any) -> list[list[float]]:
+def _curve_columns(curve: Any) -> np.ndarray:
+    """The columns alpha, measured, ci95 and predicted of a curve as (4, points)."""
     curve = to_plain(curve)  # arrays become lists, as they are in the files
     if not isinstance(curve, dict) or not curve.get("alpha"):
         raise InputError("the rates record holds no curve over alpha, so there is nothing to draw")
@@ -309,17 +228,35 @@ def _curve_columns(curve: Any) -> list[list[float]]:
                 f"curve of the rates record: {key} has {len(values)} values, alpha has {length}"
             )
         columns.append([as_number(value) for value in values])
-    return columns
+    return np.array(columns)
 
 
-def _loss_limits(measured: Sequence[float], predicted: Sequence[float]) -> tuple[float, float]:
+def _dense(x: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The prediction on a fine grid: on the rates tried, its minimum could fall between two of them.
+
+    What is not the quadratic it should be stays as it is.
+    """
+    known = np.isfinite(predicted)
+    if known.sum() < 4:
+        return x, predicted
+    quadratic = np.polynomial.Polynomial.fit(x[known], predicted[known], 2)
+    if not np.allclose(quadratic(x[known]), predicted[known], rtol=1e-3):
+        return x, predicted
+    low, high = x[known].min(), x[known].max()
+    fine = np.geomspace(low, high, 300) if low > 0 else np.linspace(low, high, 300)
+    return fine, quadratic(fine)
+
+
+def _loss_limits(measured: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
     """Limits that show the minimum: a rate far too large costs so much that it would hide it."""
-    values = np.array([*measured, *predicted])
+    values = np.concatenate([measured, predicted])
     finite = values[np.isfinite(values)]
     if not finite.size:
         return 0.0, 1.0
-    start = next((value for value in measured if math.isfinite(value)), finite.max())
-    low, high = float(finite.min()), float(finite.max())
+    known = measured[np.isfinite(measured)]
+    start = float(known[0] if known.size else finite.max())
+    floor = 0.0 if (known >= 0).all() else -math.inf  # a quadratic may dip below any loss
+    low, high = max(float(finite.min()), floor), float(finite.max())
     depth = max(start - low, 0.1 * abs(start), 1e-12)
     high = min(high, start + depth)
     pad = 0.06 * max(high - low, depth)
@@ -331,27 +268,20 @@ def _mark_rates(axes: Axes, rates: dict[str, Any]) -> None:
     """Vertical lines at the rates, drawn over bands of their intervals."""
     chosen, best = as_number(rates.get("alpha_chosen")), as_number(rates.get("alpha"))
     is_same = math.isclose(chosen, best, rel_tol=1e-3)
-    marks = [
-        ("label_free", rates.get("label_free_interval"), "label-free α", style.GREEN, ":"),
-        (
-            "alpha",
-            rates.get("alpha_interval"),
-            "best α, used" if is_same else "best α",
-            style.VERMILLION,
-            "-",
-        ),
-    ]
-    for key, bounds, label, color, line in marks:
-        value = as_number(rates.get(f"{key}_alpha" if key == "label_free" else key))
-        _mark_rate(axes, value, bounds, label, color, line)
+    bounds, free_bounds = rates.get("alpha_interval"), rates.get("label_free_interval")
+    free = as_number(rates.get("label_free_alpha"))
+    _mark_rate(axes, free, free_bounds, "label-free α", style.GREEN, ":")
+    label = "best α, used" if is_same else "best α"
+    _mark_rate(axes, best, bounds, label, style.VERMILLION, "-")
     if not is_same:
         _mark_rate(axes, chosen, None, "α used", style.BLACK, "-.")
 
 
 def _mark_rate(axes: Axes, value: float, bounds: Any, label: str, color: str, line: str) -> None:
-    if not math.isfinite(value):
+    left = axes.get_xlim()[0]
+    if not math.isfinite(value) or (axes.get_xscale() == "log" and value <= 0):
         return
-    axes.axvline(value, color=color, linestyle=line, label=label, gid=_gid(label))
+    axes.axvline(value, color=color, linestyle=line, label=label, gid=series_id(label))
     low, high = (as_number(bound) for bound in bounds or (None, None))
     if math.isfinite(low) and math.isfinite(high):
-        axes.axvspan(low, high, color=color, alpha=0.12, linewidth=0)
+        axes.axvspan(max(low, left), high, color=color, alpha=0.12, linewidth=0)
