@@ -1,1 +1,230 @@
-"""(under construction)"""
+"""The theory of gradient-based meta-learning: pure functions from arrays to numbers.
+
+Each function is one equation and says which, and whether it stands as printed or corrected; `cite`
+gives the reference. Nothing here needs the rest of the library. Features are arrays of shape
+(tasks, shots, dim), the loss is the mean (1/K) ||Phi w - y||^2, and rates are for that convention.
+"""
+
+from metastep.theory.citations import (
+    cite,
+)
+from metastep.theory.convergence import (
+    adaptation_bias_bound,
+    error_floor,
+    iteration_bound,
+    sampling_gap_bound,
+)
+from metastep.theory.distances import (
+    adapted_distance,
+    distance_gap,
+    distance_rate_bound,
+    distance_rate_bound_as_printed,
+    sign_change_rate,
+)
+from metastep.theory.estimators import (
+    gram_limit_rate,
+    hutchinson_limit_rate,
+    label_aware_rate,
+    limit_rate,
+    predicted_gain,
+)
+from metastep.theory.features import (
+    gaussian_features,
+    identity_features,
+    polynomial_features,
+    random_matrix_features,
+)
+from metastep.theory.finite_tasks import (
+    finite_task_coefficient,
+)
+from metastep.theory.fixed_points import (
+    quadratic_fixed_point,
+    quadratic_meta_gradient,
+)
+from metastep.theory.gram_space import (
+    MinimumNorm,
+    SolveStatus,
+    function_space_step,
+    gram_label_aware_rate,
+    minimum_norm_coefficients,
+)
+from metastep.theory.grams import (
+    GramMoments,
+    gram_eigenvalues,
+    gram_moments,
+)
+from metastep.theory.hessian_free import (
+    hessian_free_delta,
+    hessian_free_step,
+    hessian_vector_error_bound,
+)
+from metastep.theory.intervals import (
+    EigenvalueBounds,
+    RateInterval,
+    eigenvalue_bounds,
+    rate_interval,
+    rate_interval_as_printed,
+)
+from metastep.theory.layers import (
+    layer_rates,
+)
+from metastep.theory.minimisers import (
+    label_minimiser,
+    minimiser,
+)
+from metastep.theory.moments import (
+    gaussian_gram_moments,
+    gaussian_split_rate,
+    iid_gram_moments,
+    iid_gram_moments_as_printed,
+    many_shots_rate_as_printed,
+    moment_rate,
+    nonzero_mean_limit_rate,
+    polynomial_gram_moments,
+    polynomial_gram_moments_as_printed,
+    single_shot_rate_as_printed,
+    zero_mean_limit_rate,
+)
+from metastep.theory.multi_step import (
+    multi_step_rate,
+    step_schedule,
+)
+from metastep.theory.objective import (
+    meta_gradient,
+    meta_objective,
+    sampled_meta_gradient,
+    sampled_meta_objective,
+)
+from metastep.theory.printed import (
+    RateRange,
+    batch_rate,
+    batch_rate_as_printed,
+    heuristic_range_as_printed,
+    heuristic_rate_as_printed,
+    online_rate_as_printed,
+    second_moment_rate,
+)
+from metastep.theory.risk_curve import (
+    RiskCurve,
+    risk_curve,
+    risk_curve_from_labels,
+)
+from metastep.theory.risks import (
+    average_risk,
+    concentration_bound,
+    empirical_risk,
+    limit_risk,
+    risk_variance,
+)
+from metastep.theory.smoothness import (
+    BatchSizes,
+    batch_size_conditions,
+    meta_smoothness,
+    meta_step_size,
+)
+from metastep.theory.stability import (
+    max_adaptation_rate,
+    max_meta_rate,
+    meta_hessian,
+    negative_gradient_penalty,
+)
+from metastep.theory.tangent import (
+    tangent_features,
+    tangent_gram,
+)
+from metastep.theory.two_layer import (
+    TwoLayerNetwork,
+    two_layer_network,
+    two_layer_tangent_gram,
+    two_layer_tangent_moments,
+)
+
+__all__ = [
+    "BatchSizes",
+    "EigenvalueBounds",
+    "GramMoments",
+    "MinimumNorm",
+    "RateInterval",
+    "RateRange",
+    "RiskCurve",
+    "SolveStatus",
+    "TwoLayerNetwork",
+    "adaptation_bias_bound",
+    "adapted_distance",
+    "average_risk",
+    "batch_rate",
+    "batch_rate_as_printed",
+    "batch_size_conditions",
+    "cite",
+    "concentration_bound",
+    "distance_gap",
+    "distance_rate_bound",
+    "distance_rate_bound_as_printed",
+    "eigenvalue_bounds",
+    "empirical_risk",
+    "error_floor",
+    "finite_task_coefficient",
+    "function_space_step",
+    "gaussian_features",
+    "gaussian_gram_moments",
+    "gaussian_split_rate",
+    "gram_eigenvalues",
+    "gram_label_aware_rate",
+    "gram_limit_rate",
+    "gram_moments",
+    "hessian_free_delta",
+    "hessian_free_step",
+    "hessian_vector_error_bound",
+    "heuristic_range_as_printed",
+    "heuristic_rate_as_printed",
+    "hutchinson_limit_rate",
+    "identity_features",
+    "iid_gram_moments",
+    "iid_gram_moments_as_printed",
+    "iteration_bound",
+    "label_aware_rate",
+    "label_minimiser",
+    "layer_rates",
+    "limit_rate",
+    "limit_risk",
+    "many_shots_rate_as_printed",
+    "max_adaptation_rate",
+    "max_meta_rate",
+    "meta_gradient",
+    "meta_hessian",
+    "meta_objective",
+    "meta_smoothness",
+    "meta_step_size",
+    "minimiser",
+    "minimum_norm_coefficients",
+    "moment_rate",
+    "multi_step_rate",
+    "negative_gradient_penalty",
+    "nonzero_mean_limit_rate",
+    "online_rate_as_printed",
+    "polynomial_features",
+    "polynomial_gram_moments",
+    "polynomial_gram_moments_as_printed",
+    "predicted_gain",
+    "quadratic_fixed_point",
+    "quadratic_meta_gradient",
+    "random_matrix_features",
+    "rate_interval",
+    "rate_interval_as_printed",
+    "risk_curve",
+    "risk_curve_from_labels",
+    "risk_variance",
+    "sampled_meta_gradient",
+    "sampled_meta_objective",
+    "sampling_gap_bound",
+    "second_moment_rate",
+    "sign_change_rate",
+    "single_shot_rate_as_printed",
+    "step_schedule",
+    "tangent_features",
+    "tangent_gram",
+    "two_layer_network",
+    "two_layer_tangent_gram",
+    "two_layer_tangent_moments",
+    "zero_mean_limit_rate",
+]
