@@ -105,7 +105,7 @@ def _checked_members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.
         # Some Windows tools write backslashes, against the zip specification.
         name = entry.filename.replace("\\", "/")
         parts = name.split("/")
-        if not parts[0] or ".." in parts or ":" in parts[0]:
+        if not parts[0] or ".." in parts or parts[0][1:2] == ":":
             raise DataError(f"{path} holds {name!r}, a path that leads out of the archive")
         if stat.S_ISLNK(entry.external_attr >> 16):
             raise DataError(f"{path} holds {name!r}, a symbolic link; pack the file itself")

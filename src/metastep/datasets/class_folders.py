@@ -148,7 +148,9 @@ def _splits(
             f"{path} holds the folders {listed}; data that is split already must have train/ "
             "and test/, may have val/ or validation/, and nothing beside them"
         )
-    parts: dict[str, dict[str, list[str]]] = {kind: {} for kind in kinds}
+    parts: dict[str, dict[str, list[str]]] = {
+        kind: {} for kind in ("train", "validation", "test") if kind in kinds
+    }
     for folder, files in classes.items():
         top, *rest = names[folder].parts
         parts[SPLIT_NAMES[top.lower()]]["/".join(rest)] = files

@@ -57,7 +57,5 @@ def _check_exists(path: Path) -> None:
         exists = path.exists()
     except OSError as error:  # a name too long, or a parent folder that may not be entered
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # a NUL byte in the name
-        raise DataError(f"{str(path)!r} is no usable path: {error}") from error
     if not exists:
         raise DataError(f"{path} does not exist")

@@ -56,7 +56,7 @@ def build_table(raw: RawRows, kind: Kind | None = None) -> TaskTable:
     codes, names = group_codes(raw.path, raw.task, raw.first_row)
     if len(names) < 2:
         raise DataError(
-            f"{raw.path} holds one task only ({names[0]!r}); meta-learning needs several tasks, "
+            f"{raw.path} holds one task only ({', '.join(names)}); meta-learning needs several, "
             "so check which column says the task of a row"
         )
     order = np.argsort(codes, kind="stable")
