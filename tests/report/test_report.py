@@ -97,7 +97,7 @@ def test_charts_hold_their_series(classification):
     rates = page.figure("Query loss after one step")
     for series in ("measured", "quadratic-prediction", "label-free", "best-used"):
         assert re.search(f'id="series-{series}', rates), series
-    loss = page.figure("Query loss before and after")
+    loss = page.figure("Loss before and after")
     for series in ("training-tasks-before-adaptation", "training-tasks-after-adaptation"):
         assert f'id="series-{series}"' in loss
     assert 'id="series-validation-after"' in loss
@@ -179,7 +179,7 @@ def test_diverged_run_marks_where(tmp_path):
     )
     assert "No rates were measured" in page.text
     assert "at iteration 1 200 adaptation took" in page.text  # the last finite row
-    assert 'id="not-finite"' in page.figure("Query loss before and after")
+    assert 'id="not-finite"' in page.figure("Loss before and after")
 
 
 def test_every_loss_lost(tmp_path):
@@ -192,12 +192,11 @@ def test_every_loss_lost(tmp_path):
 def test_single_row(tmp_path):
     row = {"iteration": 1, "loss": 2.5, "loss_before": 3.5, "alpha": 0.1}
     page = read(runs.write_run(tmp_path, config=runs.config(), rows=[row]))
-    assert (
-        "at iteration 1 adaptation took the query loss of the training tasks from 3.5 to 2.5"
-        in (page.text)
+    assert "at iteration 1 adaptation took the loss of the training tasks from 3.5 to 2.5" in (
+        page.text
     )
     # A line through one point is invisible: it must be a marker.
-    drawn = page.figure("Query loss before and after")
+    drawn = page.figure("Loss before and after")
     group = drawn.split('id="series-training-tasks-after-adaptation"')[1].split("</g>")[0]
     assert "<use" in group
 
@@ -243,6 +242,12 @@ def test_examples_of_another_shape_are_named(tmp_path):
     examples["after"] = examples["after"][0]
     page = read(runs.write_run(tmp_path, config=runs.config(), examples=examples))
     assert "after of the examples has shape (80,); kind curves needs 2 axes" in page.text
+
+
+def test_tasks_that_cannot_be_drawn_leave_no_note(tmp_path):
+    page = read(runs.write_run(tmp_path, config=runs.config(), examples={}))
+    assert "No example tasks were saved." in page.text
+    assert "could not be read" not in page.text
 
 
 def test_scatter_examples_are_drawn(tmp_path):

@@ -87,7 +87,7 @@ def learning_figure(
         raise InputError(f"no metric row holds a finite {quantity}, so there is nothing to draw")
     log_y = quantity == "loss" and spans_decades(*(one.y for one in series))
     figure, (axes,) = style.new_figure()
-    draw(axes, series, "outer iteration", f"query {quantity}", log_y=log_y)
+    draw(axes, series, "outer iteration", quantity, log_y=log_y)
     if quantity == "accuracy":
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))

@@ -136,7 +136,9 @@ def _learning_pictures(run: Run) -> Iterator[Picture]:
             )
         except InputError:
             continue
-        yield picture(figure, f"Query {quantity} before and after adaptation against the iteration")
+        yield picture(
+            figure, f"{quantity.capitalize()} before and after adaptation against the iteration"
+        )
     rate = figures.rate_figure(run.rows)
     if rate is not None:
         yield picture(rate, "Adaptation rate against the iteration")

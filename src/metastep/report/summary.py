@@ -59,9 +59,9 @@ def what_came_out(run: Run) -> str:
             before = as_number(row.get("loss_before"))
             start = f"from {number(before)} " if math.isfinite(before) else ""
             return (
-                f"at iteration {count(row['iteration'])} adaptation took the query loss of the "
-                f"training tasks {start}to {number(row['loss'])}; the run has not been evaluated "
-                "on held-out tasks"
+                f"at iteration {count(row['iteration'])} adaptation took the loss of the training "
+                f"tasks {start}to {number(row['loss'])}; the run has not been evaluated on "
+                "held-out tasks"
             )
     if run.rows:
         return "the training loss was not finite in any logged row"
