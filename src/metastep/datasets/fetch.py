@@ -83,8 +83,10 @@ def fetch_omniglot(
             else:
                 _download(f"{base_url.rstrip('/')}/{file}", known_hash, folder, progress, timeout)
                 actions[file] = "downloaded"
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise DataError(f"cannot write to {folder}: {error.strerror}; choose --data") from error
+    except OSError as error:
+        raise DataError(
+            f"cannot write to {folder}: {error.strerror}; choose another data root"
+        ) from error
     return Fetched(folder, actions)
 
 

@@ -84,7 +84,8 @@ def _from_table(
     task_name = like.get("task_column", TASK_COLUMN)
     y_names = list(like.get("y_names", TARGET_COLUMNS[:1]))
     x_names = list(like.get("x_names", ())) or numeric_columns(path, table, [task_name, *y_names])
-    has_y = all(name in table.column_names for name in y_names)
+    is_blank = {n: table.column(n).null_count == table.num_rows for n in table.column_names}
+    has_y = need_y or not any(is_blank.get(name, True) for name in y_names)
     _check_columns(path, table, [*x_names, *(y_names if need_y else [])])
     x = feature_values(path, table, x_names)
     y = target_values(path, table, y_names, like["kind"]) if has_y else None

@@ -148,7 +148,7 @@ def column_values(path: Path, table: pa.Table, name: str) -> np.ndarray:
         if pa.types.is_dictionary(kind):
             column = column.cast(kind.value_type)
             kind = column.type
-        if not _is_numeric(kind):
+        if not (_is_numeric(kind) or pa.types.is_null(kind)):  # null: not one cell is filled
             texts = column.cast(pa.string()).to_pylist()
             return np.asarray([text or "" for text in texts], dtype=object)
         if pa.types.is_integer(kind) and column.null_count == 0:
