@@ -99,9 +99,13 @@ def advise_rates(
     task_key, probe_key, curve_key = jax.random.split(key, 3)
 
     def over_tasks(function: Callable, keys: PRNGKeyArray):
-        return jax.device_get(jax.jit(lambda p, k: jax.lax.map(
-            lambda one: function(p, one), k, batch_size=tasks_at_once or k.shape[0]
-        ))(params, keys))
+        return jax.device_get(
+            jax.jit(
+                lambda p, k: jax.lax.map(
+                    lambda one: function(p, one), k, batch_size=tasks_at_once or k.shape[0]
+                )
+            )(params, keys)
+        )
 
     aware = over_tasks(
         lambda p, k: label_aware_terms(objective, p, family.sample(k), restrict),
@@ -113,11 +117,16 @@ def advise_rates(
     )
     estimate = ratio_estimate(aware.slope, aware.curvature)
     label_free = ratio_estimate(free.second, free.third)
-    rates = np.concatenate([[0.0], max(estimate.value, label_free.value / 10)
-                            * np.logspace(-1.5, 1.0, _CURVE_POINTS - 1)])
+    rates = np.concatenate(
+        [
+            [0.0],
+            max(estimate.value, label_free.value / 10) * np.logspace(-1.5, 1.0, _CURVE_POINTS - 1),
+        ]
+    )
     losses = over_tasks(
         lambda p, k: jax.lax.map(
-            lambda alpha: query_loss(p, family.sample(k), alpha), jnp.asarray(rates, jnp.result_type(float))
+            lambda alpha: query_loss(p, family.sample(k), alpha),
+            jnp.asarray(rates, jnp.result_type(float)),
         ),
         jax.random.split(curve_key, min(num_tasks, _CURVE_TASKS)),
     )
@@ -127,9 +136,7 @@ def advise_rates(
 
 def _curve(rates: np.ndarray, losses: np.ndarray, aware) -> AlphaCurve:
     predicted = (
-        aware.loss.mean()
-        - rates * aware.slope.mean()
-        + 0.5 * rates**2 * aware.curvature.mean()
+        aware.loss.mean() - rates * aware.slope.mean() + 0.5 * rates**2 * aware.curvature.mean()
     )
     half_width = 1.959964 * losses.std(axis=0, ddof=1) / np.sqrt(len(losses))
     return AlphaCurve(
@@ -138,7 +145,12 @@ def _curve(rates: np.ndarray, losses: np.ndarray, aware) -> AlphaCurve:
 
 
 def _advice(
-    estimate: RatioEstimate, label_free: RatioEstimate, aware, free, curve: AlphaCurve, num_tasks: int
+    estimate: RatioEstimate,
+    label_free: RatioEstimate,
+    aware,
+    free,
+    curve: AlphaCurve,
+    num_tasks: int,
 ) -> RateAdvice:
     chosen, reason, warnings = _choose(estimate, label_free, curve)
     gain = aware.slope.sum() ** 2 / (2 * aware.curvature.sum() * aware.loss.sum())
@@ -164,15 +176,21 @@ def _choose(
     """The estimate, unless it is not positive or adapting at that rate makes things worse."""
     warnings = []
     if estimate.value <= 0:
-        chosen, reason = label_free.value, (
-            "the gradients of support and query disagree at the starting parameters, so the label-aware rate "
-            "is not positive; the label-free rate (H.6) is used"
+        chosen, reason = (
+            label_free.value,
+            (
+                "the gradients of support and query disagree at the starting parameters, so the label-aware rate "
+                "is not positive; the label-free rate (H.6) is used"
+            ),
         )
         warnings.append("one inner step does not help yet at the starting parameters")
     else:
-        chosen, reason = estimate.value, (
-            "the label-aware rate minimises the quadratic approximation of the query loss along the inner "
-            "gradient, averaged over tasks"
+        chosen, reason = (
+            estimate.value,
+            (
+                "the label-aware rate minimises the quadratic approximation of the query loss along the inner "
+                "gradient, averaged over tasks"
+            ),
         )
         if estimate.low <= 0:
             warnings.append("the interval of the label-aware rate includes 0: sample more tasks")

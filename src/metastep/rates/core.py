@@ -58,7 +58,9 @@ class FixedRate(AbstractRate):
         return state
 
 
-@source("li2017", "equation (4), Meta-SGD", "corrected", "rates kept positive through their logarithm")
+@source(
+    "li2017", "equation (4), Meta-SGD", "corrected", "rates kept positive through their logarithm"
+)
 class LearnedRate(AbstractRate):
     """Rates learned with the initialisation, as logarithms so that they stay positive.
 

@@ -29,7 +29,9 @@ class RatioEstimate:
         return [self.low, self.high]
 
 
-def ratio_estimate(numerators: np.ndarray, denominators: np.ndarray, seed: int = 0) -> RatioEstimate:
+def ratio_estimate(
+    numerators: np.ndarray, denominators: np.ndarray, seed: int = 0
+) -> RatioEstimate:
     """The ratio of means, with the percentile bootstrap interval over tasks.
 
     The ratio of means is what (3.3) and (H.6) ask for; a mean of ratios would be another number. Tasks are
@@ -53,7 +55,9 @@ def ratio_estimate(numerators: np.ndarray, denominators: np.ndarray, seed: int =
             "the loss or its derivatives are not finite at these parameters; check the data for huge values"
         )
     if denominators.sum() <= 0:
-        raise InputError("the loss has no curvature along the inner gradient: every rate is the same")
+        raise InputError(
+            "the loss has no curvature along the inner gradient: every rate is the same"
+        )
     draws = np.random.default_rng(seed).integers(
         0, numerators.size, (_RESAMPLES, numerators.size), dtype=np.int32
     )

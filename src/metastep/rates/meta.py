@@ -26,7 +26,10 @@ _DEFAULTS = {
         1e-3,
         "with momentum 0.9 a step adds up to ten of them, so a tenth of the rate for plain SGD",
     ),
-    "sgd": (1e-2, "a cautious rate; it is not measured yet, so watch the loss and raise it if slow"),
+    "sgd": (
+        1e-2,
+        "a cautious rate; it is not measured yet, so watch the loss and raise it if slow",
+    ),
 }
 
 

@@ -76,5 +76,3 @@ def current_meta_lr(state: TrainState) -> float | None:
     """The outer rate in force, when the optimiser keeps it in its state."""
     hyperparams = getattr(state.optimizer_state, "hyperparams", {})
     return float(hyperparams["learning_rate"]) if "learning_rate" in hyperparams else None
-
-

@@ -20,9 +20,7 @@ _EXPLOSION = 1e6
 
 def meta_step(learner: Learner, state: TrainState, episodes: Episode) -> TrainState:
     """Sample nothing, decide nothing: rate, adapt, differentiate, update, record."""
-    rate_state = learner.rate.update(
-        state.rate_state, learner.objective, state.meta, episodes
-    )
+    rate_state = learner.rate.update(state.rate_state, learner.objective, state.meta, episodes)
 
     def of_task(episode: Episode) -> tuple[TaskOutcome, MetaParams]:
         return learner.meta_gradient(
@@ -48,9 +46,7 @@ def meta_step(learner: Learner, state: TrainState, episodes: Episode) -> TrainSt
         optimizer_state=optimizer_state,
         rate_state=rate_state,
         window=_record(state.window, outcomes, alpha, otu.tree_norm(gradient)),
-        reference=jnp.where(
-            state.iteration == 0, jnp.mean(outcomes.loss_before), state.reference
-        ),
+        reference=jnp.where(state.iteration == 0, jnp.mean(outcomes.loss_before), state.reference),
         failure=state.failure,
     )
     return _guard(state, advanced, outcomes)

@@ -1,0 +1,138 @@
+"""What a user sees while training: a live bar on a terminal, a line now and then elsewhere. All on stderr."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def error_console() -> Console:
+    """Progress and remarks go to stderr; stdout is for results."""
+    return Console(stderr=True, highlight=False)
+
+
+def describe(figures: dict[str, float]) -> str:
+    """loss 0.412  accuracy 87.1 %  alpha 0.03  412 steps/s."""
+    parts = [f"loss {figures['loss']:.4g}"]
+    if "accuracy" in figures:
+        parts.append(f"accuracy {100 * figures['accuracy']:.1f} %")
+    parts.append(f"alpha {figures['alpha']:.3g}")
+    if figures.get("steps_per_second"):
+        parts.append(f"{figures['steps_per_second']:.3g} steps/s")
+    return "  ".join(parts)
+
+
+class BarObserver:
+    """A live progress bar with the last validation behind it."""
+
+    def __init__(self, progress: Progress, total: int):
+        self._progress = progress
+        self._task = progress.add_task("compiling", total=total, figures="")
+        self._validation = ""
+
+    def progress(self, iteration: int, figures: dict[str, float]) -> None:
+        self._progress.update(
+            self._task,
+            completed=iteration,
+            description="meta-training",
+            figures=describe(figures) + self._validation,
+        )
+
+    def row(self, row: dict[str, Any]) -> None:
+        if "validation" in row:
+            self._validation = f"  validation {row['validation']['loss']:.4g}"
+
+
+class LineObserver:
+    """A line every few seconds, for logs and pipes."""
+
+    def __init__(self, console: Console, total: int):
+        self._console, self._total = console, total
+        self._last, self._began, self._first = -_SECONDS_BETWEEN_LINES, time.monotonic(), None
+
+    def progress(self, iteration: int, figures: dict[str, float]) -> None:
+        now = time.monotonic()
+        if now - self._last < _SECONDS_BETWEEN_LINES and iteration < self._total:
+            return
+        self._last = now
+        speed = figures.get("steps_per_second")
+        left = f"  {(self._total - iteration) / speed:.0f} s left" if speed else ""
+        self._console.print(f"{iteration}/{self._total}  {describe(figures)}{left}", soft_wrap=True)
+
+    def row(self, row: dict[str, Any]) -> None:
+        del row
+
+
+class Fanout:
+    """Passes everything on to several observers."""
+
+    def __init__(self, *observers: Any):
+        self._observers = observers
+
+    def progress(self, iteration: int, figures: dict[str, float]) -> None:
+        for observer in self._observers:
+            observer.progress(iteration, figures)
+
+    def row(self, row: dict[str, Any]) -> None:
+        for observer in self._observers:
+            observer.row(row)
+
+
+class TensorBoardObserver:
+    """Metrics as TensorBoard scalars."""
+
+    def __init__(self, folder: str):
+        from metastep._errors import InputError
+
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise InputError(
+                "--tensorboard needs tensorboardX; install it with: pip install 'metastep[tensorboard]'"
+            ) from error
+        self._writer = SummaryWriter(folder)
+
+    def progress(self, iteration: int, figures: dict[str, float]) -> None:
+        del iteration, figures
+
+    def row(self, row: dict[str, Any]) -> None:
+        prefix, values = (
+            ("validation", row["validation"]) if "validation" in row else ("train", row)
+        )
+        for name, value in values.items():
+            if name != "iteration":
+                self._writer.add_scalar(f"{prefix}/{name}", value, row["iteration"])
+        self._writer.flush()
+
+
+@contextmanager
+def watching(total: int) -> Iterator[Any]:
+    """An observer fit for where stderr goes."""
+    console = error_console()
+    if not sys.stderr.isatty():
+        yield LineObserver(console, total)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield BarObserver(progress, total)

@@ -1,0 +1,272 @@
+"""One function per verb: options in, library called, result written."""
+
+import dataclasses
+import json
+import os
+import shlex
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import jax
+import tyro
+from rich.console import Console
+
+from metastep import datasets
+from metastep._errors import DivergenceError, InputError, check_count, check_positive
+from metastep._records import to_plain, write_json
+from metastep.cli.options import (
+    AdaptOptions,
+    EvaluateOptions,
+    FetchOptions,
+    InfoOptions,
+    RatesOptions,
+    TrainOptions,
+)
+from metastep.cli.predictions import score, write_predictions
+from metastep.cli.progress import Fanout, TensorBoardObserver, error_console, watching
+from metastep.datasets.paths import cache_root
+from metastep.rates import default_meta_lr
+from metastep.report import tables, write_report
+from metastep.train import (
+    RunFolder,
+    TrainConfig,
+    adapt_and_predict,
+    evaluate_run,
+    load_run,
+    load_tasks,
+    measure_rates,
+)
+from metastep.train import resume as resume_run
+from metastep.train import train as train_run
+from metastep.train.config import fill_defaults, with_preset
+from metastep.train.problem import SYNTHETIC, load_files
+
+Options = TypeVar("Options")
+
+
+def parse(options: type[Options], name: str, arguments: Sequence[str]) -> Options:
+    """Options from the command line; a usage error or --help ends the program as usual."""
+    parsed = tyro.cli(options, prog=f"metastep {name}", args=list(arguments))
+    _keep_compiled_programs()
+    return parsed
+
+
+def _keep_compiled_programs() -> None:
+    """Compile a program once per machine, not once per start. JAX's own environment variables win."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
+
+
+def _show(record: dict[str, Any], table: Any, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(to_plain(record), allow_nan=False))
+    else:
+        Console(highlight=False).print(table)
+
+
+def rates(arguments: list[str]) -> None:
+    """`metastep rates TASKS`."""
+    options = parse(RatesOptions, "rates", arguments)
+    with error_console().status("measuring the adaptation rate"):
+        advice = measure_rates(options, load_tasks(options), num_tasks=options.num_tasks)
+    meta_lr, meta_reason = default_meta_lr("adam")
+    record = to_plain(advice) | {"meta_lr": meta_lr, "meta_lr_reason": f"Adam: {meta_reason}"}
+    _show(record, tables.rates_table(record), as_json=options.json)
+
+
+def train(arguments: list[str]) -> None:
+    """`metastep train TASKS --out RUN`."""
+    options = parse(TrainOptions, "train", arguments)
+    folder = RunFolder(options.out)
+    if options.resume:
+        result = _resume(options, folder)
+    else:
+        result = _start(options, folder, f"metastep train {shlex.join(arguments)}")
+    record = to_plain(result) | {"report": str(write_report(folder.path))}
+    _show(record, tables.info_table(record), as_json=options.json)
+
+
+def _library_config(options: TrainOptions) -> TrainConfig:
+    names = [field.name for field in dataclasses.fields(TrainConfig)]
+    return TrainConfig(**{name: getattr(options, name) for name in names})
+
+
+def _start(options: TrainOptions, folder: RunFolder, command: str):
+    if not options.tasks:
+        raise InputError("metastep train needs TASKS (or --resume): a name or a path, see --help")
+    console = error_console()
+    config = with_preset(_library_config(options))
+
+    def announce(stage: str, record: dict[str, Any]) -> None:
+        if stage == "tasks":
+            console.print(
+                f"tasks {record['name']}: {record['kind']}, examples of shape {record['input_shape']}, "
+                f"{record['shots']} shots, {record['queries']} queries"
+            )
+        else:
+            console.print(
+                f"alpha {record['alpha_chosen']:.4g} ({record['alpha_reason']})\n"
+                f"meta rate {record['meta_lr']:.4g} ({record['meta_lr_reason']})"
+            )
+
+    guess = fill_defaults(config, is_image=config.tasks not in SYNTHETIC, ways=config.ways or 5)
+    total = config.iterations or (10_000 if config.tasks in SYNTHETIC else guess.iterations or 0)
+    with watching(total) as observer:
+        return _diverging_report(
+            folder,
+            lambda: train_run(
+                config,
+                folder,
+                _with_tensorboard(observer, config, folder),
+                overwrite=options.overwrite,
+                command=command,
+                announce=announce,
+            ),
+        )
+
+
+def _resume(options: TrainOptions, folder: RunFolder):
+    config, _, _ = folder.read_config()
+    total = options.iterations or config.iterations or 0
+    with watching(total) as observer:
+        watched = _with_tensorboard(observer, config, folder)
+        return _diverging_report(folder, lambda: resume_run(folder, watched, options.iterations))
+
+
+def _with_tensorboard(observer: Any, config: TrainConfig, folder: RunFolder) -> Any:
+    if not config.tensorboard:
+        return observer
+    return Fanout(observer, TensorBoardObserver(str(folder.path / "tensorboard")))
+
+
+def _diverging_report(folder: RunFolder, run: Any):
+    """A run that diverges still gets its report, which shows where the curves went."""
+    try:
+        return run()
+    except DivergenceError:
+        write_report(folder.path)
+        raise
+
+
+def evaluate(arguments: list[str]) -> None:
+    """`metastep evaluate RUN`."""
+    options = parse(EvaluateOptions, "evaluate", arguments)
+    _check_alpha(options.alpha)
+    folder = RunFolder(options.run)
+    run = load_run(folder, options.checkpoint)
+    with error_console().status(f"evaluating {options.num_tasks} held-out tasks"):
+        evaluation, examples = evaluate_run(
+            run,
+            num_tasks=options.num_tasks,
+            steps=options.steps,
+            shots=options.shots,
+            queries=options.queries,
+            alpha=options.alpha,
+            seed=options.seed,
+            transductive=options.transductive,
+        )
+    record = {
+        "run": str(options.run),
+        "split": "test",
+        "checkpoint": run.iteration,
+        "seed": run.config.seed if options.seed is None else options.seed,
+        "steps": evaluation.after.steps,
+        **evaluation.record(),
+    }
+    write_json(folder.evaluation, record)
+    if examples:
+        folder.write_arrays(folder.examples, examples)
+    write_report(folder.path)
+    _show(record, tables.evaluation_table(record), as_json=options.json)
+
+
+def adapt(arguments: list[str]) -> None:
+    """`metastep adapt RUN --support A --query B --out P`."""
+    options = parse(AdaptOptions, "adapt", arguments)
+    _check_alpha(options.alpha)
+    run = load_run(RunFolder(options.run), options.checkpoint)
+    like = _rows_like(run.description)
+    support_x, support_y = datasets.load_rows(options.support, like)
+    query_x, query_y = datasets.load_rows(options.query, like, need_y=False)
+    out = options.out or options.query.with_name("predictions.npz")
+    assert support_y is not None  # load_rows raises without labels
+    predictions = adapt_and_predict(
+        run,
+        support_x,
+        support_y,
+        query_x,
+        steps=options.steps,
+        alpha=options.alpha,
+        transductive=options.transductive,
+    )
+    write_predictions(out, predictions, run.description)
+    record = {
+        "out": str(out),
+        "support": len(support_x),
+        "query": len(query_x),
+        **score(predictions, query_y, run.description["kind"]),
+    }
+    _show(record, tables.info_table(record), as_json=options.json)
+
+
+def _rows_like(description: dict[str, Any]) -> dict[str, Any]:
+    names = ("x_names", "y_names", "labels", "task_column")
+    return {
+        "kind": "images" if description["images"] else description["kind"],
+        "feature_shape": description["input_shape"],
+        "num_outputs": description["output_size"],
+        **{name: description[name] for name in names if name in description},
+    }
+
+
+def _check_alpha(alpha: float | None) -> None:
+    if alpha is not None:
+        check_positive("--alpha", alpha)
+
+
+def data(arguments: list[str]) -> None:
+    """`metastep data fetch NAME` and `metastep data info TASKS`."""
+    actions = {"fetch": _fetch, "info": _info}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(
+            "usage: metastep data {fetch,info} ...\n\n"
+            "  fetch omniglot   download the official files with checksum, or take --from DIR\n"
+            "  info TASKS       classes or tasks, examples, shapes, columns, ranges\n\n"
+            "example: metastep data info sensors.csv"
+        )
+        return
+    if arguments[0] not in actions:
+        raise InputError(f"there is no 'data {arguments[0]}'; choose fetch or info")
+    actions[arguments[0]](arguments[1:])
+
+
+def _fetch(arguments: list[str]) -> None:
+    options = parse(FetchOptions, "data fetch", arguments)
+    console = error_console()
+    with console.status(f"fetching {options.name}") as status:
+
+        def progress(file: str, received: int, total: int) -> None:
+            share = f" of {total / 1e6:.1f}" if total else ""
+            status.update(f"{file}: {received / 1e6:.1f}{share} MB")
+
+        fetched = datasets.fetch_omniglot(
+            datasets.data_root(options.data), options.source, progress=progress
+        )
+    record = {"name": options.name, "folder": str(fetched.folder), "files": fetched.actions}
+    _show(record, tables.info_table(record), as_json=options.json)
+
+
+def _info(arguments: list[str]) -> None:
+    options = parse(InfoOptions, "data info", arguments)
+    if options.tasks in SYNTHETIC:
+        record = load_tasks(options).description
+    elif options.tasks == "omniglot":
+        root = datasets.data_root(options.data)
+        record = datasets.describe(
+            datasets.load_omniglot(root, options.split, options.image_size or 28)
+        )
+    else:
+        check_count("--seed", options.seed, minimum=0)
+        record = datasets.describe(load_files(options))
+    record = {"tasks": options.tasks, **record}
+    _show(record, tables.info_table(record), as_json=options.json)

@@ -1,0 +1,56 @@
+"""Composition: tasks, model, rates and meta-gradient put together, trained, checkpointed and judged."""
+
+from metastep.train.checkpoint import Checkpoints
+from metastep.train.config import PRESETS, ProblemConfig, TaskConfig, TrainConfig
+from metastep.train.evaluate import Evaluation, evaluate, predict
+from metastep.train.folder import RunFolder
+from metastep.train.learner import Learner, side_by_side
+from metastep.train.loop import Observer, Outcome, Schedule, run_loop
+from metastep.train.problem import TaskSet, build_inner_loop, build_model, load_tasks
+from metastep.train.run import (
+    TrainResult,
+    build_learner,
+    choose_rates,
+    measure_rates,
+    resume,
+    train,
+)
+from metastep.train.state import TrainState, initial_state
+from metastep.train.step import advance, meta_step
+from metastep.train.trained import TrainedRun, adapt_and_predict, evaluate_run, load_run
+
+__all__ = [
+    "PRESETS",
+    "Checkpoints",
+    "Evaluation",
+    "Learner",
+    "Observer",
+    "Outcome",
+    "ProblemConfig",
+    "RunFolder",
+    "Schedule",
+    "TaskConfig",
+    "TaskSet",
+    "TrainConfig",
+    "TrainResult",
+    "TrainState",
+    "TrainedRun",
+    "adapt_and_predict",
+    "advance",
+    "build_inner_loop",
+    "build_learner",
+    "build_model",
+    "choose_rates",
+    "evaluate",
+    "evaluate_run",
+    "initial_state",
+    "load_run",
+    "load_tasks",
+    "measure_rates",
+    "meta_step",
+    "predict",
+    "resume",
+    "run_loop",
+    "side_by_side",
+    "train",
+]

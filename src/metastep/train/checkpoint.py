@@ -1,0 +1,59 @@
+"""Checkpoints: the whole training state, written atomically, found again after a kill."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+
+from metastep._errors import DataError
+
+Tree = TypeVar("Tree")
+
+
+class Checkpoints:
+    """The newest `keep` states of one folder, by iteration.
+
+    A state is a pytree of arrays; it is stored as the list of its leaves, and restored into the structure of
+    a state of the same run. Half-written checkpoints never appear under their final name.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2):
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        )
+        self.folder = folder.absolute()
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def latest(self) -> int | None:
+        """Iteration of the newest checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, iteration: int, state: Any) -> None:
+        """Write a state; returns when it is safe on disk. An iteration is written once."""
+        if iteration in self._manager.all_steps():
+            return
+        leaves = [jax.numpy.atleast_1d(leaf) for leaf in jax.tree.leaves(state)]
+        self._manager.save(iteration, args=ocp.args.StandardSave(leaves))
+
+    def restore(self, like: Tree, iteration: int | None = None) -> Tree:
+        """The state of an iteration (the newest by default), in the structure of `like`."""
+        found = self.latest() if iteration is None else iteration
+        if found is None:
+            raise DataError(f"{self.folder} holds no checkpoint; train first, or without --resume")
+        leaves, structure = jax.tree.flatten(like)
+        wanted = [jax.numpy.atleast_1d(leaf) for leaf in leaves]
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
+        try:
+            stored = self._manager.restore(found, args=ocp.args.StandardRestore(abstract))
+        except (ValueError, KeyError, OSError, TypeError) as error:
+            raise DataError(
+                f"the checkpoint of iteration {found} in {self.folder} does not fit this run or is damaged "
+                f"({str(error).splitlines()[0][:120]})"
+            ) from error
+        shaped = [value.reshape(leaf.shape) for value, leaf in zip(stored, leaves, strict=True)]
+        return jax.tree.unflatten(structure, shaped)
+
+    def close(self) -> None:
+        """Release the folder."""
+        self._manager.close()

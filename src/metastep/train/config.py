@@ -1,0 +1,173 @@
+"""What a run can be told. One field is one command-line option; None and "auto" are filled in for the tasks."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from metastep._errors import InputError, check_choice, check_count, check_positive
+from metastep.metagrad import ALGORITHMS
+from metastep.rates import OPTIMIZERS
+
+AlgorithmName = Literal["maml", "fomaml", "hfmaml", "anil", "reptile", "erm"]
+ModelName = Literal["auto", "linear", "mlp", "conv4"]
+OptimizerName = Literal["adam", "adamw", "momentum", "rmsprop", "sgd"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """Where tasks come from and what one of them looks like."""
+
+    tasks: str
+    """sinusoid, quadratic, linear, omniglot, or a path: a folder or zip of class folders of images, an
+    .npz (arrays x, y, task), a .csv or .parquet table with a task column."""
+    data: Path | None = None
+    """Data root, which holds omniglot/. Default: METASTEP_DATA, else the user cache directory."""
+    ways: int | None = None
+    """Classes of a few-shot task. Default: 5."""
+    shots: int | None = None
+    """Support examples: of each class, or rows of a table. Default: 1 of each class, else 10."""
+    queries: int | None = None
+    """Query examples: of each class, or rows of a table. Default: as many as shots."""
+    curvature: int = 0
+    """Examples of a separate sample for the inner Hessian (D_h of Fallah et al.); 0 reuses the support set."""
+    rotations: bool | None = None
+    """Turn images by 90, 180 and 270 degrees for more classes. Default: for Omniglot."""
+    split: Literal["vinyals", "official"] = "vinyals"
+    """Omniglot's classes: the 1028/172/423 lists most papers use, or background/evaluation as published."""
+    image_size: int | None = None
+    """Height and width in pixels. Default: 28 for Omniglot, else the files' own, at most 84."""
+    task_column: str | None = None
+    """Table column that names the task of a row. Default: task."""
+    target_column: str | None = None
+    """Table column to predict. Default: y, target or label."""
+    kind: Literal["regression", "classification"] | None = None
+    """What a table or .npz asks for. Default: seen from y."""
+    standardise: bool = True
+    """Give the columns of a table mean 0 and variance 1; predictions are turned back into their units."""
+    seed: int = 0
+    """Fixes tasks, splits, initial parameters: everything."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProblemConfig(TaskConfig):
+    """Tasks, and the model and algorithm that meet them."""
+
+    algorithm: AlgorithmName = "maml"
+    """maml, fomaml (first-order), hfmaml (Hessian-free), anil (head only), reptile, erm (no inner loop)."""
+    steps: int | None = None
+    """Inner gradient steps. Default: 1."""
+    model: ModelName = "auto"
+    """Default: linear for linear tasks, conv4 for images, else mlp."""
+    hidden: tuple[int, ...] = (40, 40)
+    """Widths of the hidden layers of mlp."""
+    filters: int = 64
+    """Channels of conv4."""
+    pooling: Literal["stride", "max"] = "stride"
+    """How conv4 halves the image: strided convolutions, or max-pooling."""
+    tasks_at_once: int | None = None
+    """Tasks computed side by side; must divide --tasks-per-step. Default: all; on CPU 1 for conv4."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(ProblemConfig):
+    """All options of a training run."""
+
+    preset: Literal["omniglot-5w1s", "omniglot-20w1s", "omniglot-20w1s-anil"] | None = None
+    """The settings of a published experiment; options given beside it win."""
+    alpha: float | Literal["auto"] = "auto"
+    """Adaptation (inner) rate for a mean loss. auto: estimated before training from tasks and model."""
+    meta_lr: float | Literal["auto"] = "auto"
+    """Meta (outer) rate. auto: a default argued for in the report."""
+    iterations: int | None = None
+    """Meta-steps (outer). Default: 10000; 2000 for images."""
+    tasks_per_step: int | None = None
+    """Tasks of a meta-step. Default: 25; for images 32 up to 5 ways, 16 beyond."""
+    optimizer: OptimizerName = "adam"
+    """Outer optimiser."""
+    eval_every: int | None = None
+    """Meta-steps between validations. Default: a twentieth of the run."""
+    eval_tasks: int = 100
+    """Tasks of a validation."""
+    log_every: int | None = None
+    """Meta-steps averaged into one row of metrics. Default: a 200th of the run."""
+    checkpoint_seconds: float = 30.0
+    """Seconds between checkpoints, which are also written at the end and on Ctrl-C."""
+    tensorboard: bool = False
+    """Also log to RUN/tensorboard (needs the extra: pip install metastep[tensorboard])."""
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Finn et al. (2017), appendix A.1. Their 0.4 (5-way) and 0.1 (20-way) multiply a cross-entropy summed over
+    # the examples of the support set's ways; for a mean loss that is 5 x 0.4 and 20 x 0.1.
+    "omniglot-5w1s": {
+        "ways": 5, "shots": 1, "queries": 1, "steps": 1, "alpha": 2.0, "meta_lr": 1e-3,
+        "tasks_per_step": 32, "iterations": 60_000,
+    },
+    "omniglot-20w1s": {
+        "ways": 20, "shots": 1, "queries": 1, "steps": 5, "alpha": 2.0, "meta_lr": 1e-3,
+        "tasks_per_step": 16, "iterations": 60_000,
+    },
+    # Raghu et al. (2020) keep those settings and adapt the head alone.
+    "omniglot-20w1s-anil": {
+        "algorithm": "anil", "ways": 20, "shots": 1, "queries": 1, "steps": 5, "alpha": 2.0,
+        "meta_lr": 1e-3, "tasks_per_step": 16, "iterations": 60_000,
+    },
+}  # fmt: skip
+
+
+def with_preset(config: TrainConfig) -> TrainConfig:
+    """Fill the options that were left at their defaults from the chosen preset."""
+    if config.preset is None:
+        return config
+    check_choice("preset", config.preset, PRESETS)
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    chosen = {
+        name: value
+        for name, value in PRESETS[config.preset].items()
+        if getattr(config, name) == defaults[name]
+    }
+    return dataclasses.replace(config, **chosen)
+
+
+def check_config(config: ProblemConfig) -> None:
+    """Raise an `InputError` that names the first option that cannot be used."""
+    check_choice("--algorithm", config.algorithm, ALGORITHMS)
+    for name in ("ways", "shots", "queries", "image_size", "tasks_at_once"):
+        if getattr(config, name) is not None:
+            check_count(f"--{name.replace('_', '-')}", getattr(config, name))
+    for name in ("seed", "curvature"):
+        check_count(f"--{name}", getattr(config, name), minimum=0)
+    if config.steps is not None:
+        check_count("--steps", config.steps)
+    if isinstance(config, TrainConfig):
+        _check_training(config)
+
+
+def _check_training(config: TrainConfig) -> None:
+    check_choice("--optimizer", config.optimizer, OPTIMIZERS)
+    for name in ("alpha", "meta_lr"):
+        if getattr(config, name) != "auto":
+            check_positive(f"--{name.replace('_', '-')}", getattr(config, name))
+    for name in ("iterations", "tasks_per_step", "eval_every", "log_every"):
+        if getattr(config, name) is not None:
+            check_count(f"--{name.replace('_', '-')}", getattr(config, name))
+    check_count("--eval-tasks", config.eval_tasks, minimum=2)
+    check_positive("--checkpoint-seconds", config.checkpoint_seconds)
+    width = config.tasks_at_once
+    if width and config.tasks_per_step and config.tasks_per_step % width:
+        raise InputError(
+            f"--tasks-at-once {width} does not divide --tasks-per-step {config.tasks_per_step}"
+        )
+
+
+def fill_defaults(config: TrainConfig, *, is_image: bool, ways: int) -> TrainConfig:
+    """Replace every None that depends on the tasks by the number it stands for."""
+    iterations = config.iterations or (2_000 if is_image else 10_000)
+    per_step = config.tasks_per_step or ((32 if ways <= 5 else 16) if is_image else 25)
+    return dataclasses.replace(
+        config,
+        iterations=iterations,
+        tasks_per_step=per_step,
+        eval_every=config.eval_every or max(1, iterations // 20),
+        log_every=config.log_every or max(1, iterations // 200),
+    )

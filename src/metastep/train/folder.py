@@ -1,0 +1,131 @@
+"""The files of a run, and the configuration they start from."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import metastep
+from metastep._errors import DataError, InputError
+from metastep._records import read_json, read_jsonl, to_plain, write_bytes, write_json
+from metastep.train.config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps what. Reports read the same files."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Options, as resolved, and the description of the tasks."""
+        return self.path / "config.json"
+
+    @property
+    def rates(self) -> Path:
+        """The advice training started from."""
+        return self.path / "rates.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON row per logging window or validation."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def status(self) -> Path:
+        """How far the run is and how it ended."""
+        return self.path / "status.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """The last evaluation on held-out tasks."""
+        return self.path / "evaluation.json"
+
+    @property
+    def examples(self) -> Path:
+        """Held-out tasks before and after adaptation."""
+        return self.path / "examples.npz"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The newest training states."""
+        return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """The state that validated best."""
+        return self.path / "best"
+
+    def check_exists(self) -> None:
+        """Raise unless this is the folder of a run."""
+        if not self.config.is_file():
+            raise DataError(
+                f"{self.path} is not the folder of a run: it has no config.json; give the --out of a "
+                f"`metastep train`"
+            )
+
+    def write_config(
+        self, config: TrainConfig, description: dict[str, Any], scaling: Any, command: str
+    ) -> None:
+        """Record what is about to be run."""
+        write_json(
+            self.config,
+            {
+                "metastep": metastep.__version__,
+                "command": command,
+                "tasks": description,
+                "train": config,
+                "scaling": scaling,
+            },
+        )
+
+    def read_config(self) -> tuple[TrainConfig, dict[str, Any], dict[str, Any] | None]:
+        """The resolved options, the description of the tasks and the scaling."""
+        self.check_exists()
+        try:
+            record = read_json(self.config)
+            options = dict(record["train"])
+            options["hidden"] = tuple(options["hidden"])
+            options["data"] = Path(options["data"]) if options["data"] else None
+            return TrainConfig(**options), record["tasks"], record["scaling"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{self.config} cannot be read ({error}); it was written by another version or damaged"
+            ) from error
+
+    def keep_metrics_until(self, iteration: int) -> None:
+        """Drop the rows a resumed run is about to write again."""
+        rows = [row for row in read_jsonl(self.metrics) if row["iteration"] <= iteration]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        write_bytes(self.metrics, text.encode())
+
+    def add_row(self, row: dict[str, Any]) -> None:
+        """Append a row of metrics."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(to_plain(row), allow_nan=False) + "\n")
+
+    def write_arrays(self, path: Path, arrays: dict[str, Any]) -> None:
+        """Write an .npz atomically."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        write_bytes(path, buffer.getvalue())
+
+    def check_free(self, *, resume: bool, overwrite: bool) -> None:
+        """Raise unless a run may start, or go on, in this folder."""
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"--out {self.path} is a file; give a folder that can be created")
+        if resume:
+            self.check_exists()
+        elif self.config.exists() and not overwrite:
+            raise InputError(
+                f"--out {self.path} already holds a run; --resume goes on with it, --overwrite replaces it"
+            )
+        elif self.path.exists() and any(self.path.iterdir()) and not self.config.exists():
+            raise InputError(
+                f"--out {self.path} is not empty and not the folder of a run; choose another folder"
+            )

@@ -1,0 +1,233 @@
+"""The training loop: dispatch compiled meta-steps, and between dispatches log, validate, save, listen."""
+
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from metastep._errors import DivergenceError
+from metastep.tasks import TaskSplits
+from metastep.train.checkpoint import Checkpoints
+from metastep.train.evaluate import compile_judge
+from metastep.train.learner import Learner
+from metastep.train.state import HEALTHY, INNER_LOOP, TrainState, Window, current_meta_lr
+from metastep.train.step import compile_advance
+
+# A dispatch lasts about this long: short enough for a live display and a prompt Ctrl-C, long enough that the
+# host's work between two of them does not show.
+_DISPATCH_SECONDS = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How long a run is, and every how many meta-steps something happens."""
+
+    iterations: int
+    log_every: int
+    eval_every: int
+    eval_tasks: int
+    checkpoint_seconds: float
+
+    def next_stop(self, iteration: int) -> int:
+        """The next iteration at which the loop has something to do."""
+        stops = [
+            iteration - iteration % every + every for every in (self.log_every, self.eval_every)
+        ]
+        return min(self.iterations, *stops)
+
+
+class Observer(Protocol):
+    """Whoever watches a run; every method may be a no-op."""
+
+    def progress(self, iteration: int, figures: dict[str, float]) -> None:
+        """After each dispatch: running means of the current window."""
+
+    def row(self, row: dict[str, Any]) -> None:
+        """A row of metrics, in order of iteration."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes
+    ----------
+    status : "finished" or "interrupted"
+    state : the last state
+    steps_per_second : meta-steps per second of training, compilation and validation left out
+    """
+
+    status: str
+    state: TrainState
+    steps_per_second: float
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and SIGTERM into a question the loop asks; a second Ctrl-C interrupts at once."""
+    asked = False
+
+    def ask(signum: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    watched = (signal.SIGINT, signal.SIGTERM)
+    try:
+        before = [signal.signal(number, ask) for number in watched]
+    except ValueError:  # not the main thread: signals are somebody else's
+        yield lambda: False
+        return
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in zip(watched, before, strict=True):
+            signal.signal(number, handler)
+
+
+class Pace:
+    """How many meta-steps fill a dispatch, and how fast the run is without its first, compiling dispatch."""
+
+    def __init__(self) -> None:
+        self.steps, self.seconds, self._compiled = 0, 0.0, False
+
+    def dispatch_size(self) -> int:
+        """One step to begin with, then as many as take the time of a dispatch."""
+        if not self.steps:
+            return 1
+        return max(1, math.floor(_DISPATCH_SECONDS * self.per_second))
+
+    def add(self, steps: int, seconds: float) -> None:
+        """Take note of a dispatch."""
+        if self._compiled:
+            self.steps, self.seconds = self.steps + steps, self.seconds + seconds
+        self._compiled = True
+
+    @property
+    def per_second(self) -> float:
+        """Meta-steps per second so far; 0 while unknown."""
+        return self.steps / self.seconds if self.seconds > 0 else 0.0
+
+
+def run_loop(
+    learner: Learner,
+    splits: TaskSplits,
+    state: TrainState,
+    schedule: Schedule,
+    keys: dict[str, PRNGKeyArray],
+    checkpoints: Checkpoints,
+    best: "BestState",
+    observer: Observer,
+) -> Outcome:
+    """Train from `state` to the end of the schedule, a stop request or divergence.
+
+    Raises
+    ------
+    DivergenceError
+        When a meta-step leaves the finite numbers; the last checkpoint is from before that.
+    """
+    advance = compile_advance(learner)
+    validate = validator(learner, splits, keys["validation"], schedule.eval_tasks)
+    pace, saved_at, started = Pace(), time.monotonic(), time.monotonic()
+    iteration = int(state.iteration)
+    with stop_requests() as stop_requested:
+        while iteration < schedule.iterations and not stop_requested():
+            until = min(schedule.next_stop(iteration), iteration + pace.dispatch_size())
+            began = time.monotonic()
+            state = jax.block_until_ready(
+                advance(splits.train, keys["training"], state, jnp.asarray(until))
+            )
+            pace.add(until - iteration, time.monotonic() - began)
+            check_health(learner, state)
+            iteration = until
+            observer.progress(iteration, figures(learner, state, pace))
+            if iteration % schedule.log_every == 0 or iteration == schedule.iterations:
+                seconds = {"seconds": round(time.monotonic() - started, 3)}
+                observer.row({"iteration": iteration} | figures(learner, state, pace) | seconds)
+                state = dataclasses.replace(state, window=Window.empty())
+            if iteration % schedule.eval_every == 0 or iteration == schedule.iterations:
+                validation = validate(state)
+                observer.row({"iteration": iteration, "validation": validation})
+                best.offer(iteration, validation, state)
+            if time.monotonic() - saved_at > schedule.checkpoint_seconds:
+                checkpoints.save(iteration, state)
+                saved_at = time.monotonic()
+    checkpoints.save(iteration, state)
+    status = "finished" if iteration >= schedule.iterations else "interrupted"
+    return Outcome(status, state, pace.per_second)
+
+
+def figures(learner: Learner, state: TrainState, pace: Pace) -> dict[str, float]:
+    """Means over the current window, for the progress bar and the metrics file."""
+    window = jax.device_get(state.window)
+    count = max(int(window.steps), 1)
+    means = {
+        "loss": float(window.loss) / count,
+        "loss_before": float(window.loss_before) / count,
+        "accuracy": float(window.metric) / count if learner.objective.metric else math.nan,
+        "alpha": float(window.alpha) / count,
+        "meta_lr": current_meta_lr(state) or math.nan,
+        "grad_norm": float(window.gradient_norm) / count,
+        "steps_per_second": round(pace.per_second, 3),
+    }
+    return {name: value for name, value in means.items() if not math.isnan(value)}
+
+
+def validator(learner: Learner, splits: TaskSplits, key: PRNGKeyArray, num_tasks: int):
+    """state -> mean validation figures, always on the same tasks."""
+    judge = compile_judge(learner, learner.adapter.steps, num_tasks)
+
+    def validate(state: TrainState) -> dict[str, float]:
+        alpha = learner.rate.alpha(state.meta, state.rate_state)
+        losses, metrics = (
+            np.asarray(values) for values in judge(state.meta.params, alpha, splits.validation, key)
+        )
+        result = {"loss": float(losses[:, -1].mean()), "loss_before": float(losses[:, 0].mean())}
+        if learner.objective.metric is not None:
+            result["accuracy"] = float(metrics[:, -1].mean())
+            result["accuracy_before"] = float(metrics[:, 0].mean())
+        return result
+
+    return validate
+
+
+class BestState:
+    """The state with the lowest validation loss (highest accuracy, where there is one)."""
+
+    def __init__(self, checkpoints: Checkpoints, score: float = -math.inf, iteration: int = 0):
+        self.checkpoints, self.score, self.iteration = checkpoints, score, iteration
+
+    def offer(self, iteration: int, validation: dict[str, float], state: TrainState) -> None:
+        """Keep the state if it is better than all before it."""
+        score = validation.get("accuracy", -validation["loss"])
+        if score > self.score:
+            self.checkpoints.save(iteration, state)
+            self.score, self.iteration = score, iteration
+
+
+def check_health(learner: Learner, state: TrainState) -> None:
+    """Raise a `DivergenceError` that names the loop and the rate, if a step failed."""
+    failure = int(state.failure)
+    if failure == HEALTHY:
+        return
+    alpha = learner.rate.alpha(state.meta, state.rate_state)
+    rate = float(jnp.mean(jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(alpha)])))
+    iteration, meta_lr = int(state.iteration) + 1, current_meta_lr(state)
+    if failure == INNER_LOOP:
+        raise DivergenceError(
+            f"meta-training diverged at iteration {iteration}: the inner loop left the finite numbers "
+            f"although the meta-parameters were still good; lower --alpha, now {rate:.3g}"
+        )
+    raise DivergenceError(
+        f"meta-training diverged at iteration {iteration}: the outer loop drove the meta-parameters away "
+        f"before any adaptation; lower --meta-lr, now {meta_lr:.3g}"
+    )

@@ -1,0 +1,214 @@
+"""From options to task families and a model: the one place where names are turned into objects."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metastep import datasets
+from metastep._errors import DataError, InputError
+from metastep.adapt import GradientAdapter
+from metastep.metagrad import algorithm
+from metastep.models import Model, Objective, conv4, linear, mlp
+from metastep.tasks import FewShot, MixedLinear, Quadratic, Sinusoid, TableTasks, TaskSplits
+from metastep.train.config import ProblemConfig, TaskConfig
+from metastep.train.scaling import Scaling
+
+SYNTHETIC = ("linear", "quadratic", "sinusoid")
+Config = TypeVar("Config", bound=ProblemConfig)
+
+# Bernacchia's settings, as Zou et al. (2022) repeat them in H.3 and H.5.
+_LINEAR_DIM, _LINEAR_SPREAD, _LINEAR_NOISE = 30, 0.2, 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSet:
+    """Task families and what there is to know of them.
+
+    Attributes
+    ----------
+    splits : families to train on, to validate on and to be judged by
+    description : for `config.json`, `data info` and reports
+    scaling : how table columns were standardised; None where they were not
+    """
+
+    splits: TaskSplits
+    description: dict[str, Any]
+    scaling: Scaling | None = None
+
+
+def load_tasks(config: TaskConfig) -> TaskSet:
+    """Build the families that `config.tasks` names.
+
+    Raises
+    ------
+    DataError
+        When files are missing, damaged or too small for the ways, shots and queries.
+    """
+    if config.tasks in SYNTHETIC:
+        family = _synthetic(config)
+        return _task_set(TaskSplits.same(family, config.tasks), config)
+    if config.tasks == "omniglot":
+        root = datasets.data_root(config.data)
+        data = datasets.load_omniglot(root, config.split, config.image_size or 28)
+        return _image_tasks(data, config, "omniglot", rotations=True)
+    data = load_files(config)
+    name = Path(config.tasks).name
+    if isinstance(data, datasets.TaskTable):
+        return _table_tasks(data, config, name)
+    if isinstance(data, datasets.ImageClasses):
+        turns = 4 if config.rotations else 1
+        least = math.ceil((config.ways or 5) / turns)
+        data = datasets.split_classes(data, config.seed, minimum=least)
+    return _image_tasks(data, config, name, rotations=False)
+
+
+def load_files(config: TaskConfig):
+    """Whatever lies at the path `config.tasks`."""
+    path = Path(config.tasks)
+    if not path.exists():
+        known = ", ".join((*SYNTHETIC, "omniglot"))
+        raise DataError(f"{config.tasks} is neither a known name ({known}) nor an existing path")
+    suffix = path.suffix.lower()
+    if path.is_dir() or suffix == ".zip":
+        return datasets.load_class_folders(path, config.image_size)
+    if suffix in (".csv", ".parquet", ".pq"):
+        return datasets.load_table(path, config.task_column, config.target_column, kind=config.kind)
+    return datasets.load_path(path, config.kind)
+
+
+def _synthetic(config: TaskConfig):
+    sizes = {
+        "shots": config.shots or 10,
+        "queries": config.queries or config.shots or 10,
+        "curvature": config.curvature,
+    }
+    if config.tasks == "sinusoid":
+        return Sinusoid(**sizes)
+    if config.tasks == "quadratic":
+        return Quadratic(**sizes)
+    return MixedLinear(jnp.zeros(_LINEAR_DIM), spread=_LINEAR_SPREAD, noise=_LINEAR_NOISE, **sizes)
+
+
+def _image_tasks(
+    data: datasets.ImageSplits, config: TaskConfig, name: str, *, rotations: bool
+) -> TaskSet:
+    turned = rotations if config.rotations is None else config.rotations
+
+    def family(part: datasets.ImageClasses) -> FewShot:
+        return FewShot(
+            part.images,
+            part.counts,
+            ways=config.ways or 5,
+            shots=config.shots or 1,
+            queries=config.queries or config.shots or 1,
+            curvature=config.curvature,
+            rotations=turned,
+            names=part.names,
+        )
+
+    parts = (data.train, data.validation, data.test)
+    splits = TaskSplits(*map(family, parts), name)
+    classes = {
+        part: len(images.names)
+        for part, images in zip(("train", "validation", "test"), parts, strict=True)
+    }
+    return _task_set(splits, config, classes=classes, rotations=turned)
+
+
+def _table_tasks(table: datasets.TaskTable, config: TaskConfig, name: str) -> TaskSet:
+    split = datasets.split_tasks(table, config.seed)
+    scaling = Scaling.of(split.train) if config.standardise else None
+
+    def family(part: datasets.TaskTable) -> TableTasks:
+        scaled = part if scaling is None else scaling.apply(part)
+        return TableTasks(
+            scaled.x,
+            scaled.y,
+            scaled.counts,
+            kind=scaled.kind,
+            output_size=scaled.num_outputs,
+            shots=config.shots or 10,
+            queries=config.queries or config.shots or 10,
+            curvature=config.curvature,
+            names=scaled.names,
+        )
+
+    parts = (split.train, split.validation, split.test)
+    splits = TaskSplits(*map(family, parts), name)
+    facts = {
+        "num_tasks": {
+            part: data.num_tasks
+            for part, data in zip(("train", "validation", "test"), parts, strict=True)
+        },
+        "test_tasks": list(split.test.names[:50]),
+        "x_names": list(table.x_names),
+        "y_names": list(table.y_names),
+        "labels": list(table.labels),
+        "task_column": config.task_column or "task",
+    }
+    return _task_set(splits, config, scaling=scaling, **facts)
+
+
+def _task_set(
+    splits: TaskSplits, config: TaskConfig, scaling: Scaling | None = None, **facts: Any
+) -> TaskSet:
+    family = splits.train
+    sizes = {name: getattr(family, name) for name in ("shots", "queries", "curvature")}
+    if isinstance(family, FewShot):
+        sizes["ways"] = family.ways
+    description = {
+        "name": splits.name,
+        "tasks": config.tasks,
+        "kind": family.kind,
+        "input_shape": list(family.input_shape),
+        "output_size": family.output_size,
+        "images": isinstance(family, FewShot),
+        **sizes,
+        **facts,
+    }
+    return TaskSet(splits, description, scaling)
+
+
+def build_model(config: ProblemConfig, description: dict[str, Any]) -> Model:
+    """The model that the options and the shape of the tasks ask for."""
+    input_shape: Sequence[int] = tuple(description["input_shape"])
+    output_size = description["output_size"]
+    name = config.model
+    if name == "auto":
+        name = "conv4" if len(input_shape) == 3 else "mlp"
+        name = "linear" if description["name"] == "linear" else name
+    if name == "linear":
+        return linear(input_shape, output_size, bias=description["name"] != "linear")
+    if name == "mlp":
+        return mlp(input_shape, output_size, config.hidden)
+    if len(input_shape) != 3:
+        raise InputError(
+            f"--model conv4 needs images, but an example of {description['name']} has shape "
+            f"{tuple(input_shape)}; use --model mlp"
+        )
+    return conv4(input_shape, output_size, config.filters, config.pooling)
+
+
+def build_inner_loop(
+    config: ProblemConfig, model: Model, kind: str
+) -> tuple[Objective, GradientAdapter]:
+    """The objective and the adapter of the chosen algorithm."""
+    objective = Objective.of(model.apply, kind)  # pyright: ignore[reportArgumentType]
+    return objective, algorithm(config.algorithm).adapter(model, config.steps or 1)
+
+
+def split_keys(seed: int) -> dict[str, jax.Array]:
+    """One independent key for each use of randomness, named once."""
+    names = ("parameters", "rates", "training", "validation", "test", "examples")
+    return dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
+
+
+def as_float(x: np.ndarray) -> np.ndarray:
+    """Image bytes as floats in 0..1, as `FewShot` hands them on; other arrays as they are."""
+    return x.astype(np.float32) / 255 if x.dtype == np.uint8 else x

@@ -1,0 +1,290 @@
+"""A run from its options to its results: read top to bottom, this is what `metastep train` does."""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from metastep._errors import DataError, DivergenceError
+from metastep._records import read_json, read_jsonl, to_plain, write_json
+from metastep._types import Params
+from metastep.metagrad import algorithm
+from metastep.rates import (
+    FixedRate,
+    RateAdvice,
+    advise_rates,
+    default_meta_lr,
+    make_optimizer,
+)
+from metastep.train.checkpoint import Checkpoints
+from metastep.train.config import (
+    ProblemConfig,
+    TrainConfig,
+    check_config,
+    fill_defaults,
+    with_preset,
+)
+from metastep.train.examples import example_tasks
+from metastep.train.folder import RunFolder
+from metastep.train.learner import Learner, side_by_side
+from metastep.train.loop import BestState, Observer, Schedule, run_loop
+from metastep.train.problem import TaskSet, build_inner_loop, build_model, load_tasks, split_keys
+from metastep.train.state import initial_state
+
+
+def build_learner(
+    config: TrainConfig, description: dict[str, Any], alpha: float, meta_lr: float
+) -> Learner:
+    """The learner of a run, from its resolved options."""
+    model = build_model(config, description)
+    objective, adapter = build_inner_loop(config, model, description["kind"])
+    return Learner(
+        model=model,
+        objective=objective,
+        adapter=adapter,
+        meta_gradient=algorithm(config.algorithm).meta_gradient(),
+        rate=FixedRate(alpha),
+        optimizer=make_optimizer(config.optimizer, meta_lr),
+        tasks_per_step=config.tasks_per_step or 1,
+        tasks_at_once=side_by_side(model, config.tasks_at_once),
+    )
+
+
+def measure_rates(config: ProblemConfig, task_set: TaskSet, *, num_tasks: int = 128) -> RateAdvice:
+    """Estimate the adaptation rate for the tasks, the model and the algorithm of a configuration."""
+    check_config(config)
+    keys = split_keys(config.seed)
+    model = build_model(config, task_set.description)
+    objective, adapter = build_inner_loop(config, model, task_set.description["kind"])
+
+    def query_loss(params: Params, episode, alpha):
+        gradient = jax.value_and_grad(objective.on(episode.support))
+        return objective(adapter(gradient, params, alpha)[0], episode.query)
+
+    return advise_rates(
+        objective,
+        model.init(keys["parameters"]),
+        task_set.splits.train,
+        keys["rates"],
+        query_loss,
+        num_tasks=num_tasks,
+        restrict=adapter.restrict,
+        tasks_at_once=side_by_side(model, config.tasks_at_once),
+    )
+
+
+def choose_rates(config: TrainConfig, task_set: TaskSet) -> dict[str, Any]:
+    """The rates of a run, with the reason for each: the record of `rates.json`."""
+    meta_lr, meta_reason = default_meta_lr(config.optimizer)
+    if config.meta_lr != "auto":
+        meta_lr, meta_reason = config.meta_lr, "given by the user"
+    record = to_plain(measure_rates(config, task_set)) if config.alpha == "auto" else {}
+    if config.alpha != "auto":
+        record |= {"alpha_chosen": config.alpha, "alpha_reason": "given by the user"}
+    return record | {"meta_lr": meta_lr, "meta_lr_reason": meta_reason}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What `metastep train` reports."""
+
+    run: str
+    status: str
+    iterations: int
+    alpha: float
+    meta_lr: float
+    steps_per_second: float
+    seconds: float
+    validation: dict[str, float] | None
+    message: str = ""
+
+
+def train(
+    config: TrainConfig,
+    folder: RunFolder,
+    observer: Observer | None = None,
+    *,
+    overwrite: bool = False,
+    command: str = "",
+    announce: Callable[[str, dict[str, Any]], None] = lambda stage, record: None,
+) -> TrainResult:
+    """Meta-train into a new folder.
+
+    Parameters
+    ----------
+    config : options; what is None or "auto" is filled in for the tasks
+    folder : where the run goes
+    observer : told of progress and metrics
+    overwrite : replace a run that is there
+    command : recorded for the report
+    announce : called with "tasks" and "rates" and their records before training starts
+
+    Raises
+    ------
+    UserError
+        For options, data and folders that cannot be used, and when training diverges.
+    """
+    config = with_preset(config)
+    check_config(config)
+    folder.check_free(resume=False, overwrite=overwrite)
+    task_set = load_tasks(config)
+    description = task_set.description
+    config = fill_defaults(config, is_image=description["images"], ways=description.get("ways", 0))
+    check_config(config)
+    build_model(config, description)  # complains before anything is written
+    announce("tasks", description)
+    rates = choose_rates(config, task_set)
+    announce("rates", rates)
+    if overwrite and folder.config.exists():
+        shutil.rmtree(folder.path)
+    scaling = task_set.scaling.record() if task_set.scaling else None
+    folder.write_config(config, description, scaling, command)
+    write_json(folder.rates, rates)
+    return _go(config, folder, task_set, rates, observer, None)
+
+
+def resume(
+    folder: RunFolder,
+    observer: Observer | None = None,
+    iterations: int | None = None,
+) -> TrainResult:
+    """Go on with an interrupted run, to the same bits as if it had not been interrupted.
+
+    Parameters
+    ----------
+    folder : of the run; its options are used
+    observer : told of progress and metrics
+    iterations : a new total, to train for longer than was planned
+    """
+    folder.check_free(resume=True, overwrite=False)
+    config, description, _ = folder.read_config()
+    if iterations is not None:
+        config = dataclasses.replace(config, iterations=iterations)
+        check_config(config)
+        record = read_json(folder.config)
+        record["train"]["iterations"] = iterations
+        write_json(folder.config, record)
+    task_set = load_tasks(config)
+    if task_set.description != description:
+        changed = [k for k, v in description.items() if task_set.description.get(k) != v]
+        raise DataError(
+            f"the tasks are not those {folder.path} was trained on ({', '.join(changed)} changed); restore "
+            f"the data, or train anew"
+        )
+    return _go(config, folder, task_set, read_json(folder.rates), observer, folder.checkpoints)
+
+
+def _go(
+    config: TrainConfig,
+    folder: RunFolder,
+    task_set: TaskSet,
+    rates: dict[str, Any],
+    observer: Observer | None,
+    resume_from: Any,
+) -> TrainResult:
+    keys = split_keys(config.seed)
+    alpha, meta_lr = float(rates["alpha_chosen"]), float(rates["meta_lr"])
+    learner = build_learner(config, task_set.description, alpha, meta_lr)
+    state = initial_state(learner, keys["parameters"])
+    checkpoints, best = Checkpoints(folder.checkpoints), Checkpoints(folder.best, keep=1)
+    started = time.monotonic()
+    try:
+        if resume_from is not None and checkpoints.latest() is not None:
+            state = checkpoints.restore(state)
+        folder.keep_metrics_until(int(state.iteration))
+        recorder = Recorder(folder, observer)
+        schedule = Schedule(
+            iterations=config.iterations or 0,
+            log_every=config.log_every or 1,
+            eval_every=config.eval_every or 1,
+            eval_tasks=config.eval_tasks,
+            checkpoint_seconds=config.checkpoint_seconds,
+        )
+        outcome = run_loop(
+            learner,
+            task_set.splits,
+            state,
+            schedule,
+            keys,
+            checkpoints,
+            _best_so_far(best, folder),
+            recorder,
+        )
+    except DivergenceError as error:
+        kept = checkpoints.latest()
+        where = "none was written yet" if kept is None else f"iteration {kept}"
+        message = f"{error}. Last good checkpoint: {where}."
+        write_json(
+            folder.status, {"status": "diverged", "iterations": kept or 0, "message": message}
+        )
+        raise DivergenceError(message) from error
+    finally:
+        checkpoints.close()
+        best.close()
+    examples = example_tasks(
+        learner,
+        outcome.state.meta.params,
+        learner.rate.alpha(outcome.state.meta, outcome.state.rate_state),
+        task_set.splits.test,
+        keys["examples"],
+    )
+    if examples:
+        folder.write_arrays(folder.examples, examples)
+    result = TrainResult(
+        run=str(folder.path),
+        status=outcome.status,
+        iterations=int(outcome.state.iteration),
+        alpha=alpha,
+        meta_lr=meta_lr,
+        steps_per_second=round(outcome.steps_per_second, 3),
+        seconds=round(time.monotonic() - started, 3),
+        validation=recorder.last_validation,
+    )
+    best_row = _best_row(folder)
+    write_json(folder.status, to_plain(result) | {"best": best_row})
+    return result
+
+
+class Recorder:
+    """Writes metrics to the run folder and passes everything on to whoever watches."""
+
+    def __init__(self, folder: RunFolder, observer: Observer | None):
+        self.folder, self.observer = folder, observer
+        self.last_validation: dict[str, float] | None = None
+
+    def progress(self, iteration: int, figures: dict[str, float]) -> None:
+        if self.observer:
+            self.observer.progress(iteration, figures)
+
+    def row(self, row: dict[str, Any]) -> None:
+        self.last_validation = row.get("validation", self.last_validation)
+        self.folder.add_row(row)
+        if self.observer:
+            self.observer.row(row)
+
+
+def _validations(folder: RunFolder) -> list[dict[str, Any]]:
+    return [row for row in read_jsonl(folder.metrics) if "validation" in row]
+
+
+def _score(row: dict[str, Any]) -> float:
+    validation = row["validation"]
+    return validation.get("accuracy", -validation["loss"])
+
+
+def _best_row(folder: RunFolder) -> dict[str, Any] | None:
+    """The validation that was best; of equals the first, as while training."""
+    rows = _validations(folder)
+    best = max(rows, key=_score, default=None)
+    return None if best is None else {"iteration": best["iteration"], **best["validation"]}
+
+
+def _best_so_far(checkpoints: Checkpoints, folder: RunFolder) -> BestState:
+    rows = _validations(folder)
+    if not rows or checkpoints.latest() is None:
+        return BestState(checkpoints)
+    best = max(rows, key=_score)
+    return BestState(checkpoints, _score(best), best["iteration"])
