@@ -319,6 +319,11 @@ def test_text_that_is_not_utf8(tmp_path: Path) -> None:
     )
 
 
+def test_a_header_that_is_not_utf8(tmp_path: Path) -> None:
+    path = write(tmp_path, "task,größe,y\na,1,2\nb,1,2\n".encode("latin-1"))
+    assert refusal(path).startswith(f"{path} cannot be read as a table: 'utf-8' codec can't decode")
+
+
 def test_a_truncated_parquet_file(tmp_path: Path) -> None:
     path = save(tmp_path / "t.parquet", {"task": ["a", "b"], "x": [1, 2], "y": [1.0, 2.0]})
     whole = path.read_bytes()

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from metastep._errors import DataError, check_choice, check_count
+from metastep._errors import DataError, InputError, check_choice, check_count
 from metastep._records import write_bytes
 from metastep.datasets.containers import ImageClasses, ImageSplits
 from metastep.datasets.images import bombs_are_errors, decode
@@ -75,7 +75,7 @@ def load_omniglot(
     check_count("image_size", image_size)
     check_count("seed", seed, 0)
     if image_size > 105:
-        raise DataError(f"image_size is {image_size}; Omniglot's drawings have 105 x 105 pixels")
+        raise InputError(f"image_size is {image_size}; Omniglot's drawings have 105 x 105 pixels")
     folder = Path(root).expanduser() / "omniglot"
     background, evaluation = (_load_set(folder, name, image_size, cache) for name in SETS)
     if split == "vinyals":

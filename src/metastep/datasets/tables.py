@@ -82,9 +82,9 @@ def read_table(path: Path) -> pa.Table:
         raise DataError(f"{path} ends in {suffix or 'nothing'}; tables end in .csv or .parquet")
     try:
         table = _read_csv(path) if suffix == ".csv" else _read_parquet(path)
+        names = table.column_names  # decodes them, which fails unless they are UTF-8
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as a table: {one_line(error)}") from error
-    names = table.column_names
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"{path} has two columns named {twice[0]!r}; rename one of them")
