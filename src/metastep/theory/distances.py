@@ -1,7 +1,5 @@
 """Distance between adapted parameters and task optima, of MAML's initialisation against ERM's."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -207,13 +205,9 @@ def sign_change_rate(
         half = solve_triangular(triangular, matrix, transpose=True)
         return solve_triangular(triangular, half.T, transpose=True)
 
-    powers = jax.vmap(whiten)(gram_power_sums(train))
-    weight = whiten(contraction)
-    tolerance = 100 * jnp.finfo(train.dtype).eps * jnp.sum(weight * powers[1])
-    return _first_crossing(
-        lambda alpha: _gap_from_powers(powers, weight, 2 * alpha / train.shape[1]) > tolerance,
-        4 * limit_rate(train),
-    )
+    powers = jnp.stack([whiten(power) for power in gram_power_sums(train)])
+    highest = 2 / train.shape[1] * 4 * limit_rate(train)
+    return train.shape[1] / 2 * _first_positive_step(powers, whiten(contraction), highest)
 
 
 def _gap_from_powers(powers: Array, weight: Array, step: Array) -> Array:
@@ -226,8 +220,14 @@ def _gap_from_powers(powers: Array, weight: Array, step: Array) -> Array:
     return jnp.sum(weight * (jnp.linalg.solve(total, half.T) - second))
 
 
-def _first_crossing(is_above: Callable[[Array], Array], highest: Array) -> Array:
-    """Where on (0, highest] a condition first becomes true; infinite if it stays false."""
+@jax.jit
+def _first_positive_step(powers: Array, weight: Array, highest: Array) -> Array:
+    """Where on (0, highest] the gap first rises above rounding; infinite if it never does."""
+    tolerance = 100 * jnp.finfo(weight.dtype).eps * jnp.sum(weight * powers[1])
+
+    def is_above(step: Array) -> Array:
+        return _gap_from_powers(powers, weight, step) > tolerance
+
     grid = highest * jnp.arange(1, _GRID + 1, dtype=highest.dtype) / _GRID
     above = jax.vmap(is_above)(grid)
     upper = grid[jnp.argmax(above)]

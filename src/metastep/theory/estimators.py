@@ -94,6 +94,7 @@ def limit_rate(
     return support.shape[1] / 2 * step / scale**2
 
 
+@jax.jit
 def _optimal_step(
     phi: Array, query: Array | None, cov: Array | None, noise: Array, variance: Array
 ) -> Array:
@@ -105,6 +106,7 @@ def _optimal_step(
     return numerator / (variance * second + noise * noise_second)
 
 
+@jax.jit
 def _risk_traces(phi: Array, query: Array, cov: Array | None) -> tuple[Array, ...]:
     """Means of tr S Gt Gu, tr S Gu Gt Gu, tr Gt Gu and tr Gt, in samples or in features."""
     last = jnp.sum(query * query)

@@ -33,12 +33,14 @@ class GramMoments(NamedTuple):
     p3: Array
 
 
+@jax.jit
 def unit_scale(*arrays: Array) -> Array:
     """The largest magnitude among all entries, or 1 if all are zero; not differentiated."""
     largest = jnp.stack([jnp.max(jnp.abs(array)) for array in arrays]).max()
     return jax.lax.stop_gradient(jnp.where(largest > 0, largest, jnp.ones_like(largest)))
 
 
+@jax.jit
 def small_gram(phi: Array) -> Array:
     """Phi Phi^T or Phi^T Phi per task, whichever is smaller: (tasks, m, m), m = min(shots, dim)."""
     shots, dim = phi.shape[-2:]
@@ -46,6 +48,7 @@ def small_gram(phi: Array) -> Array:
     return contract(pattern, phi, phi)
 
 
+@jax.jit
 def mean_trace_powers(gram: Array) -> GramMoments:
     """Means over tasks of tr k, tr k^2 = ||k||_F^2 and tr k^3 = <k k, k>."""
     p1 = jnp.trace(gram, axis1=-2, axis2=-1)
@@ -112,12 +115,14 @@ def nonzero_features(name: str, phi: Any) -> Array:
     return check_not_all_zero(name, check_features(name, phi))
 
 
+@jax.jit
 def adapted_features(phi: Array, step: Array, phi_query: Array | None = None) -> Array:
     """C = Phi_t (I - step G_u), the features after one inner step; step = 2 alpha / shots."""
     query = phi if phi_query is None else phi_query
     return query - step * second_features(phi, query)
 
 
+@jax.jit
 def second_features(phi: Array, query: Array) -> Array:
     """Phi_t G_u = k_tu Phi_u per task, through the smaller product: (tasks, query shots, dim)."""
     if max(phi.shape[1], query.shape[1]) <= phi.shape[2]:
@@ -125,6 +130,7 @@ def second_features(phi: Array, query: Array) -> Array:
     return contract("nqd,nde->nqe", query, contract("nkd,nke->nde", phi, phi))
 
 
+@jax.jit
 def gram_power_sums(phi: Array) -> Array:
     """S_j = sum_i G_i^j for j = 1..6, without a (tasks, dim, dim) array: (6, dim, dim)."""
     powers = [phi]  # A_j = Phi G^j; then S_(i+j+1) = sum A_i^T A_j

@@ -4,6 +4,8 @@ After m steps with rates alpha_s, the limit risk is E sum_l l prod_s (1 - 2 alph
 the eigenvalues l of the tasks' Gram matrices, which `gram_eigenvalues` gives.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -48,20 +50,24 @@ def multi_step_rate(eigenvalues: ArrayLike, shots: int, steps: int) -> Array:
     check_count("steps", steps)
     spectrum = check_eigenvalues("eigenvalues", eigenvalues).ravel()
     scale = unit_scale(spectrum)
-    unit = spectrum / scale
+    return shots / 2 * _best_single_step(spectrum / scale, steps) / scale
+
+
+@partial(jax.jit, static_argnames="steps")
+def _best_single_step(unit: Array, steps: int) -> Array:
+    """argmin over step of sum l (1 - step l)^(2 steps), for eigenvalues up to 1."""
 
     def slope(step: Array) -> Array:  # of the risk, up to a negative factor: falls through its root
         factors = 1 - step * unit
         largest = unit_scale(factors)  # keeps high powers within the range of floats
         return jnp.sum(unit**2 * (factors / largest) ** (2 * steps - 1))
 
-    root = jax.lax.custom_root(
+    return jax.lax.custom_root(
         slope,
-        jnp.ones_like(scale),
+        jnp.ones((), unit.dtype),
         _bisect,
         lambda linear, rhs: rhs / linear(jnp.ones_like(rhs)),
     )
-    return shots / 2 * root / scale
 
 
 def _bisect(function, start: Array) -> Array:
@@ -117,6 +123,7 @@ def step_schedule(eigenvalues: ArrayLike, shots: int, steps: int) -> Array:
     return jnp.where(used, shots / 2 / jnp.where(used, nodes, 1) / scale, 0)
 
 
+@partial(jax.jit, static_argnames="size")
 def _jacobi_matrix(spectrum: Array, size: int) -> tuple[Array, Array]:
     """Lanczos on diag(l) from a vector along l: the Jacobi matrix of l^2 d mu, and its rank.
 
