@@ -1,6 +1,7 @@
 """Which paper and equation a public object implements: the `source` mark and `cite`, which reads it."""
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
@@ -109,6 +110,16 @@ def sources(target: object) -> tuple[Source, ...]:
 def cite(target: object) -> str:
     """The equation and BibTeX entry of every paper a public object of metastep implements.
 
+    A class of results without a mark is cited by the functions beside it that return it.
+
+    Parameters
+    ----------
+    target : a function, a class or an instance of one
+
+    Returns
+    -------
+    For each mark the equation, whether it stands as printed or corrected, and the BibTeX entry.
+
     Raises
     ------
     InputError
@@ -117,10 +128,33 @@ def cite(target: object) -> str:
     Examples
     --------
     >>> from metastep import theory
-    >>> print(theory.cite(theory.cite))  # doctest: +SKIP
+    >>> print(theory.cite(theory.limit_rate).splitlines()[1])
+    @inproceedings{zou2022unraveling,
+
+    References
+    ----------
+    None of its own: it gives those of other objects.
     """
-    marks = sources(target)
+    marks = sources(target) or _sources_of_makers(target)
     if not marks:
         name = getattr(target, "__name__", type(target).__name__)
-        raise InputError(f"cite: {name} implements no published equation, so there is nothing to cite")
+        raise InputError(
+            f"cite: {name} implements no published equation, so there is nothing to cite"
+        )
     return "\n\n".join(str(mark) for mark in marks)
+
+
+def _sources_of_makers(target: object) -> tuple[Source, ...]:
+    """The marks of the functions in a class's own module that are annotated to return it."""
+    made = target if isinstance(target, type) else type(target)
+    makers = [
+        function
+        for function in vars(sys.modules[made.__module__]).values()
+        if getattr(function, "__annotations__", {}).get("return") is made
+    ]
+    return tuple(dict.fromkeys(mark for function in makers for mark in sources(function)))
+
+
+# So that every public object can be cited, the marks themselves included.
+for _own in (Source, source, sources, cite):
+    source("metastep", "citations in code", "derived")(_own)

@@ -46,6 +46,7 @@ _STEP_DIVISORS = {"maml": 12, "fomaml": 18, "hfmaml": 25}
 _LEAST_TASKS = 20
 
 
+@source("fallah2020", "batch-size conditions", "corrected")
 class BatchSizes(NamedTuple):
     """Smallest batches the theorems allow, as whole-numbered floats.
 

@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 
+@source("zou2022", "section H.2, two-layer network", "as printed")
 class TwoLayerNetwork(NamedTuple):
     """f(x) = w2 . relu(W1 x + b1) + b2.
 
