@@ -65,7 +65,7 @@ def test_complete_regression_run_says_what_came_out(regression):
     lead = (
         "MAML meta-trained an mlp model on sinusoid (10-shot) for 5 000 iterations, "
         "adapting at α = 0.04; on 600 held-out tasks 1 inner step takes the query loss "
-        "from 4.15 to 0.460 ± 0.012."
+        "from 4.150 ± 0.012 to 0.460 ± 0.012."
     )
     assert lead in page.text  # split() above has turned the narrow spaces into plain ones
     for expected in (
@@ -75,8 +75,8 @@ def test_complete_regression_run_says_what_came_out(regression):
         "Adam's usual rate; the bound on beta does not bind it",
         "the quadratic prediction is 40 % off at twice alpha",
         "40.0 %",  # predicted gain
-        "Best checkpoint: iteration 4500, query loss 0.061.",
-        "600 test tasks, 1 inner step, seed 7, not transductive",
+        "Best checkpoint: iteration 4500, validation loss 0.061.",
+        "600 test tasks, 1 inner step, seed 7, query examples judged one by one",
         "metastep train sinusoid --out 'runs/my run'",
         "train.tasks_per_step",
     ):
@@ -87,7 +87,7 @@ def test_complete_regression_run_says_what_came_out(regression):
 def test_classification_run_reports_accuracy_in_percent(classification):
     page = Reader(classification.read_text(encoding="utf-8"))
     assert "(5-way 1-shot)" in page.text
-    assert "takes the accuracy from 20.0 % to 87.50 ± 0.61 %" in page.text
+    assert "takes the accuracy from 20.00 ± 0.61 % to 87.50 ± 0.61 %" in page.text
     # loss and accuracy of training, loss and accuracy over steps, alpha, three tasks
     assert len(page.images) == 8
 
@@ -265,9 +265,26 @@ def test_alpha_is_drawn_over_time_only_when_it_moves(tmp_path):
     assert 'id="series-adaptation-rate"' in page.figure("Adaptation rate")
 
 
+def test_sentence_takes_what_was_resolved_over_what_was_asked_for(tmp_path):
+    config = runs.config(model="auto", shots=None)
+    config["tasks"]["shots"] = 3
+    page = read(runs.write_run(tmp_path, config=config, rows=[]))
+    assert "MAML meta-trained on sinusoid (3-shot)" in page.text
+
+
+def test_two_points_are_no_curve(tmp_path):
+    evaluation = runs.evaluation()
+    evaluation["curve"] = evaluation["curve"][:2]
+    page = read(runs.write_run(tmp_path, config=runs.config(), evaluation=evaluation))
+    assert "4.150 ± 0.012" in page.text
+    assert not page.images
+    assert "inner steps" not in page.text
+
+
 def test_one_task_has_no_interval(tmp_path):
     evaluation = runs.evaluation()
-    evaluation["loss"] = {"mean": 0.5, "ci95": None}  # infinite, as Estimate.of gives for one value
+    lone = {"mean": 0.5, "ci95": None}  # infinite, as Estimate.of gives for one value
+    evaluation |= {"loss": lone, "before": {"loss": {"mean": 4.0, "ci95": None}}}
     page = read(runs.write_run(tmp_path, config=runs.config(), evaluation=evaluation))
     assert "to 0.5." in page.text
     assert "±" not in page.text.split("Held-out tasks")[0]

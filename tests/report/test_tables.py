@@ -48,7 +48,8 @@ def test_evaluation_table_gives_both_sides_of_adaptation():
     text = shown(tables.evaluation_table(runs.evaluation(accuracy=True)))
     assert "accuracy │ 20.00 ± 0.61 % │ 87.50 ± 0.61 %" in text
     assert "loss │ 4.150 ± 0.012 │ 0.460 ± 0.012" in text
-    assert "600 test tasks, 1 inner step, seed 7, not transductive" in text
+    assert "inner steps ┃ loss ┃ accuracy" in text
+    assert "600 test tasks, 1 inner step, seed 7, query examples judged one by one" in text
 
 
 def test_evaluation_table_says_what_was_not_measured():
@@ -59,7 +60,7 @@ def test_evaluation_table_says_what_was_not_measured():
 
 def test_transductive_evaluation_is_named():
     text = shown(tables.evaluation_table({**runs.evaluation(), "transductive": True}))
-    assert "transductive (batch norm sees the whole query set)" in text
+    assert "query examples judged together (transductive if the model has batch norm)" in text
 
 
 def test_info_table_flattens_and_obeys_no_markup():

@@ -148,7 +148,7 @@ def _best(run: Run) -> str:
     best = run.status.get("best")
     if not isinstance(best, dict) or best.get("iteration") is None:
         return ""
-    return f"Best checkpoint: iteration {best['iteration']}, query loss {number(best.get('loss'))}."
+    return f"Best checkpoint: iteration {best['iteration']}, validation loss {number(best.get('loss'))}."
 
 
 def _example_pictures(run: Run) -> list[Picture]:
@@ -160,7 +160,7 @@ def _example_pictures(run: Run) -> list[Picture]:
 
 def _steps_pictures(run: Run) -> Iterator[Picture]:
     curve = run.evaluation.get("curve") or []
-    if len(curve) < 2:
+    if not curve_rows(run.evaluation):
         return
     for quantity in ("loss", "accuracy"):
         try:

@@ -79,14 +79,20 @@ def evaluation_rows(record: dict[str, Any]) -> list[EvaluationRow]:
 
 
 def curve_rows(record: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Steps, loss and accuracy (empty for regression) for each number of inner steps evaluated."""
+    """Steps, loss and accuracy (empty for regression) for each number of inner steps evaluated.
+
+    Two points are what `evaluation_rows` shows already, and give no rows.
+    """
+    curve = record.get("curve") or []
+    if len(curve) < 3:
+        return []
     return [
         (
             plain(point.get("steps")),
             _estimate(point.get("loss"), "loss"),
             _estimate(point["accuracy"], "accuracy") if point.get("accuracy") is not None else "",
         )
-        for point in record.get("curve") or []
+        for point in curve
     ]
 
 
@@ -107,9 +113,9 @@ def evaluation_protocol(record: dict[str, Any]) -> str:
         parts.append(f"seed {plain(record['seed'])}")
     if "transductive" in record:
         parts.append(
-            "transductive (batch norm sees the whole query set)"
+            "query examples judged together (transductive if the model has batch norm)"
             if record["transductive"]
-            else "not transductive"
+            else "query examples judged one by one"
         )
     return ", ".join(parts)
 

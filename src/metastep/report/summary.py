@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from metastep.report._format import as_number, count, estimate, number, percent, plain, plural
+from metastep.report._format import as_number, count, estimate, number, plain, plural
 from metastep.report.folder import Run
 
 ALGORITHMS = {
@@ -23,9 +23,8 @@ def what_was_run(run: Run) -> str:
     train = run.config.get("train") or {}
     algorithm = plain(train.get("algorithm", "a meta-learner"))
     subject = ALGORITHMS.get(algorithm, algorithm)
-    model = f" an {train['model']} model" if train.get("model") == "mlp" else ""
-    if train.get("model") and not model:
-        model = f" a {plain(train['model'])} model"
+    name = train.get("model")
+    model = "" if name in (None, "auto") else f" {_article(plain(name))} model"
     iterations = as_number(run.status.get("iterations", _last_iteration(run)))
     length = f" for {plural(int(iterations), 'iteration')}" if math.isfinite(iterations) else ""
     return f"{subject} meta-trained{model} on {task_name(run)}{_protocol(run)}{length}"
@@ -38,12 +37,19 @@ def task_name(run: Run) -> str:
     return plain(name) if name else "unnamed tasks"
 
 
+def _article(name: str) -> str:
+    """The name behind its article, for names that are read out letter by letter too."""
+    return f"an {name}" if name[:1] in "aeio" or name.startswith("mlp") else f"a {name}"
+
+
 def _protocol(run: Run) -> str:
-    train, tasks = run.config.get("train") or {}, run.config.get("tasks")
-    kind = tasks.get("kind") if isinstance(tasks, dict) else None
-    if kind == "classification" and train.get("ways") and train.get("shots"):
-        return f" ({plain(train['ways'])}-way {plain(train['shots'])}-shot)"
-    return f" ({plain(train['shots'])}-shot)" if train.get("shots") else ""
+    """Ways and shots: as resolved with the tasks, else as asked for."""
+    tasks, train = run.config.get("tasks"), run.config.get("train") or {}
+    described = tasks if isinstance(tasks, dict) else {}
+    ways, shots = (described.get(key) or train.get(key) for key in ("ways", "shots"))
+    if described.get("kind") == "classification" and ways and shots:
+        return f" ({plain(ways)}-way {plain(shots)}-shot)"
+    return f" ({plain(shots)}-shot)" if shots else ""
 
 
 def _last_iteration(run: Run) -> Any:
@@ -75,8 +81,9 @@ def _evaluated(run: Run) -> str:
     steps = f"{plural(record['steps'], 'inner step')} " if "steps" in record else "adaptation "
     verb = "takes" if record.get("steps", 1) == 1 else "take"
     is_accuracy = record.get("accuracy") is not None
-    key, show = ("accuracy", percent) if is_accuracy else ("loss", number)
-    start = f"from {show(before[key])} " if before.get(key) is not None else ""
+    key = "accuracy" if is_accuracy else "loss"
+    known = before.get(key) is not None
+    start = f"from {estimate(before[key], as_percent=is_accuracy)} " if known else ""
     end = estimate(record.get(key), as_percent=is_accuracy)
     name = "accuracy" if is_accuracy else "query loss"
     return f"on {tasks}held-out tasks {steps}{verb} the {name} {start}to {end}"

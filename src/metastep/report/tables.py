@@ -48,10 +48,12 @@ def evaluation_table(record: dict[str, Any]) -> RenderableType:
     for row in evaluation_rows(record):
         _add(table, row.label, row.before, row.after)
     parts: list[RenderableType] = [table]
-    if len(record.get("curve") or []) > 1:
-        curve = _table("inner steps", "loss", "accuracy")
-        for cells in curve_rows(record):
-            _add(curve, *cells)
+    points = curve_rows(record)
+    if points:
+        headings = ["inner steps", "loss", "accuracy"] if points[0][2] else ["inner steps", "loss"]
+        curve = _table(*headings)
+        for cells in points:
+            _add(curve, *cells[: len(headings)])
         parts.append(curve)
     protocol = evaluation_protocol(record)
     return Group(*parts, Text(protocol, style="dim")) if protocol else Group(*parts)
