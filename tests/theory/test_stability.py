@@ -245,6 +245,23 @@ def test_float32_stays_float32():
     )
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+@pytest.mark.parametrize("form", FORMS)
+def test_extreme_scales_stay_within_float32(rng, scale, form):
+    hessians = random_hessians(rng)
+    small = (hessians * scale).astype(np.float32)
+    np.testing.assert_allclose(
+        stability.max_meta_rate(small, 0.02 / scale, form) * np.float32(scale),
+        stability.max_meta_rate(hessians, 0.02, form),
+        rtol=1e-5,
+    )
+    np.testing.assert_allclose(
+        stability.max_adaptation_rate(small, form) * np.float32(scale),
+        stability.max_adaptation_rate(hessians, form),
+        rtol=1e-5,
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

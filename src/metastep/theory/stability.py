@@ -28,6 +28,7 @@ from metastep.theory._inputs import (
     check_symmetric,
 )
 from metastep.theory.citations import source
+from metastep.theory.grams import unit_scale
 
 __all__ = ["max_adaptation_rate", "max_meta_rate", "meta_hessian", "negative_gradient_penalty"]
 
@@ -243,13 +244,15 @@ def _critical_alpha(spectrum: Array, order: float) -> Scalar:
     """Largest alpha with mean(H) - order alpha mean(H^2) positive semi-definite."""
     if spectrum.ndim == 1:
         return 1 / (order * jnp.max(spectrum))
-    mean, square = jnp.mean(spectrum, axis=0), jnp.mean(spectrum @ spectrum, axis=0)
+    scale = unit_scale(spectrum)  # so that no square leaves the range of float32
+    unit = spectrum / scale
+    mean, square = jnp.mean(unit, axis=0), jnp.mean(unit @ unit, axis=0)
     direction = _first_to_turn(*jax.lax.stop_gradient((mean, square)))
     # The direction minimises this quotient, so that its own derivative does not enter.
     steepness = order * direction @ square @ direction
     is_flat = steepness == 0
     return jnp.where(
-        is_flat, jnp.inf, direction @ mean @ direction / jnp.where(is_flat, 1, steepness)
+        is_flat, jnp.inf, direction @ mean @ direction / jnp.where(is_flat, 1, steepness) / scale
     )
 
 

@@ -90,6 +90,8 @@ def _erratum(erratum: Erratum) -> str:
 
 def _table(reading: Reading) -> str:
     sign = _SIGNS[reading.relation]
+    if reading.relation == "equals" and reading.tolerance > 1e-4:
+        sign = f"within {reading.tolerance:.1%} of"
     truth, other = _number(reading.truth), reading.corrected_truth
     if other is None:
         head = (
