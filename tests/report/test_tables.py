@@ -22,9 +22,9 @@ def test_rates_table_gives_rates_intervals_reasons_and_warnings():
         "[0.036, 0.0445]",
         "0.0311",
         "[0.03, 0.0322]",
-        "40.0 %",
+        "40.0 % of the query loss",
         "256",
-        "the rate that lowers the query loss of 256 sampled tasks most",
+        "α used: the rate that lowers the query loss of 256 sampled tasks most",
         "warning: the quadratic prediction is 40 % off at twice alpha",
     ):
         assert expected in text
@@ -40,8 +40,8 @@ def test_rates_table_leaves_out_what_was_not_measured():
 
 def test_rates_table_shows_stability_bounds_when_known():
     text = shown(tables.rates_table({"alpha_max": 0.08, "beta_max": 1.25}))
-    assert "α above which one step does harm │ 0.08" in text
-    assert "stability bound of the meta rate β │ 1.25" in text
+    assert "α beyond which a step harms │ 0.08" in text
+    assert "bound of the meta rate β │ 1.25" in text
 
 
 def test_evaluation_table_gives_both_sides_of_adaptation():

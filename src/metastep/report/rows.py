@@ -30,14 +30,14 @@ class Row:
 def rates_rows(record: dict[str, Any]) -> list[Row]:
     """The rates used, what they were chosen from and what they promise; absent keys give no row."""
     rows = [
-        _rate(record, "alpha_chosen", "adaptation rate α, used", note="alpha_reason"),
-        _rate(record, "alpha", "α that lowers the query loss most", bounds="alpha_interval"),
+        _rate(record, "alpha_chosen", "α used", note="alpha_reason"),
+        _rate(record, "alpha", "α of least query loss", bounds="alpha_interval"),
         _rate(record, "label_free_alpha", "α without labels", bounds="label_free_interval"),
-        _rate(record, "alpha_max", "α above which one step does harm"),
-        _rate(record, "meta_lr", "meta learning rate, used", note="meta_lr_reason"),
-        _rate(record, "beta_max", "stability bound of the meta rate β"),
+        _rate(record, "alpha_max", "α beyond which a step harms"),
+        _rate(record, "meta_lr", "meta rate used", note="meta_lr_reason"),
+        _rate(record, "beta_max", "bound of the meta rate β"),
         _gain(record, "predicted_gain", "predicted gain of one step"),
-        _gain(record, "label_free_gain", "predicted gain, α without labels"),
+        _gain(record, "label_free_gain", "gain predicted without labels"),
     ]
     if "num_tasks" in record:
         rows.append(Row("tasks measured on", count(record["num_tasks"])))
@@ -56,7 +56,7 @@ def _rate(
 def _gain(record: dict[str, Any], key: str, label: str) -> Row | None:
     if record.get(key) is None:
         return None
-    return Row(label, percent(record[key]), note="of the query loss at the initialisation")
+    return Row(label, f"{percent(record[key])} of the query loss")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,10 +29,8 @@ def rates_table(record: dict[str, Any]) -> RenderableType:
     lines: list[RenderableType] = []
     for row in rates_rows(record):
         _add(table, row.label, row.value, row.interval)
-        if row.note and len(row.note) > 45:
+        if row.note:
             lines.append(_labelled(row.label, row.note))
-        elif row.note:
-            _add(table, "", row.note, "", style="dim")
     lines += [_labelled("warning", str(text), "yellow") for text in record.get("warnings") or []]
     return Group(table, *lines)
 
@@ -94,8 +92,8 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def _add(table: Table, *cells: str, style: str = "") -> None:
-    table.add_row(*(Text(cell) for cell in cells), style=style)
+def _add(table: Table, *cells: str) -> None:
+    table.add_row(*map(Text, cells))
 
 
 def _labelled(label: str, text: str, style: str = "dim") -> Text:
