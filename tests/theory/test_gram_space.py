@@ -70,11 +70,11 @@ def test_ridge_is_relative_to_the_mean_diagonal():
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize("num_query", [0, 3])
+@pytest.mark.parametrize("num_query", [0, 5])
 def test_ill_conditioned_kernels_are_regularised_visibly(dtype, num_query):
-    points = np.linspace(-5, 5, 120)
+    points = np.linspace(-5, 5, 240)
     gram = relu_gram(points).astype(dtype)
-    labels = np.sin(points).reshape(20, 6).astype(dtype)
+    labels = np.sin(points).reshape(40, 6).astype(dtype)
     result = theory.minimum_norm_coefficients(gram, labels, 0.01, num_query=num_query)
     assert result.status == SolveStatus.regularised
     assert result.coefficients.dtype == dtype

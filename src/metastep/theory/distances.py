@@ -223,7 +223,11 @@ def _gap_from_powers(powers: Array, weight: Array, step: Array) -> Array:
 @jax.jit
 def _first_positive_step(powers: Array, weight: Array, highest: Array) -> Array:
     """Where on (0, highest] the gap first rises above rounding; infinite if it never does."""
-    tolerance = 100 * jnp.finfo(weight.dtype).eps * jnp.sum(weight * powers[1])
+    rounding = 1000 * jnp.finfo(weight.dtype).eps
+    tolerance = rounding * jnp.sum(weight * powers[1])
+    # With equal tasks the gap is 0 throughout, to first order too: S_3 = S_2 V S_2.
+    schur = jnp.sum(weight * (powers[2] - contract("ij,jk->ik", powers[1], powers[1])))
+    tasks_differ = schur > rounding * jnp.sum(weight * powers[2])
 
     def is_above(step: Array) -> Array:
         return _gap_from_powers(powers, weight, step) > tolerance
@@ -240,7 +244,7 @@ def _first_positive_step(powers: Array, weight: Array, highest: Array) -> Array:
 
     start = (upper - highest / _GRID, upper)
     low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, start)
-    return jnp.where(above.any(), (low + high) / 2, jnp.inf)
+    return jnp.where(above.any() & tasks_differ, (low + high) / 2, jnp.inf)
 
 
 @source("zou2022", "Theorem 2 (equation G.42)", "corrected", "sufficient, and very conservative")

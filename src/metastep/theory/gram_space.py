@@ -83,7 +83,7 @@ def minimum_norm_coefficients(
     num_query : how many of a task's examples, its last ones, are query examples; 0: all are both
     ridge : added to the diagonal, as a fraction of the mean diagonal of B k B^T; >= 0. By default
         nothing is added up to a condition number of eps^(-2/3), about 3e10 in float64 and 4e4 in
-        float32; above it 1e-6, or more where rounding asks for it: eps^(2/3) of the largest
+        float32; above it 1e-6, or more where rounding asks for it: 2 eps^(2/3) of the largest
         eigenvalue
 
     Returns
@@ -177,7 +177,8 @@ def _solve(matrix: Array, right: Array, amount: Array | None) -> tuple[Any, ...]
     mean_diagonal = jax.lax.stop_gradient(jnp.trace(matrix)) / matrix.shape[0]
     floor = eps ** (2 / 3) * largest  # below it, rounding decides
     if amount is None:
-        ridge = jnp.where(smallest > floor, 0, jnp.maximum(DEFAULT_RIDGE * mean_diagonal, floor))
+        least = 2 * (floor - jnp.minimum(smallest, 0))  # rounding may leave an eigenvalue below 0
+        ridge = jnp.where(smallest > floor, 0, jnp.maximum(DEFAULT_RIDGE * mean_diagonal, least))
     else:
         ridge = amount.astype(matrix.dtype) * mean_diagonal
     safe = smallest + ridge >= floor

@@ -7,6 +7,8 @@ The adapted features and labels of all tasks are linear in step = 2 alpha / K,
 so the triangular factor of [A_0 A_1 e_0 e_1], 2 dim + 2 rows, stands for the tasks at every alpha.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -66,7 +68,6 @@ class RiskCurve(eqx.Module):
         """Number of features."""
         return self.factor.shape[1] // 2 - 1
 
-    @eqx.filter_jit
     def risks(self, alphas: ArrayLike) -> Array:
         """Minimal empirical risk min_w (1/N) sum_i (1/K) ||C_i(alpha) w - e_i||^2 at every alpha.
 
@@ -78,9 +79,8 @@ class RiskCurve(eqx.Module):
         -------
         Array of the shape of `alphas`.
         """
-        return self._map(alphas, lambda step: self._fit(step)[1])
+        return self._map(alphas, _fitted_risk)
 
-    @eqx.filter_jit
     def minimisers(self, alphas: ArrayLike) -> Array:
         """The minimiser w(alpha) at every alpha, as `minimiser` gives it.
 
@@ -92,9 +92,8 @@ class RiskCurve(eqx.Module):
         -------
         Array of the shape of `alphas` with one more axis, of size dim.
         """
-        return self._map(alphas, lambda step: self._fit(step)[0])
+        return self._map(alphas, _fitted_params)
 
-    @eqx.filter_jit
     def risks_at(self, params: ArrayLike, alphas: ArrayLike) -> Array:
         """Empirical risk of given parameters at every alpha.
 
@@ -108,17 +107,12 @@ class RiskCurve(eqx.Module):
         Array of the shape of `alphas`.
         """
         weights = check_array("params", params, self.dim).astype(self.factor.dtype)
+        return self._map(alphas, _risk_at, weights)
 
-        def risk(step: Array) -> Array:
-            features, labels = self._adapted(step)
-            return self._risk(features @ weights - labels)
-
-        return self._map(alphas, risk)
-
-    def _map(self, alphas: ArrayLike, function: Any) -> Array:
+    def _map(self, alphas: ArrayLike, function: Any, *arguments: Array) -> Array:
         rates = check_finite("alphas", as_float_array("alphas", alphas)).astype(self.factor.dtype)
         steps = 2 * rates.ravel() / self.shots * self.scale**2
-        values = jax.vmap(function)(steps)
+        values = _over_steps(function, self, steps, arguments)
         return values.reshape(rates.shape + values.shape[1:])
 
     def _adapted(self, step: Array) -> tuple[Array, Array]:
@@ -140,6 +134,27 @@ class RiskCurve(eqx.Module):
 
     def _risk(self, residual: Array) -> Array:
         return jnp.sum(residual**2) / self.total * self.scale**2
+
+
+def _fitted_risk(curve: RiskCurve, step: Array) -> Array:
+    return curve._fit(step)[1]
+
+
+def _fitted_params(curve: RiskCurve, step: Array) -> Array:
+    return curve._fit(step)[0]
+
+
+def _risk_at(curve: RiskCurve, step: Array, params: Array) -> Array:
+    features, labels = curve._adapted(step)
+    return curve._risk(features @ params - labels)
+
+
+@partial(jax.jit, static_argnums=0)
+def _over_steps(
+    function: Callable[..., Array], curve: RiskCurve, steps: Array, arguments: tuple[Array, ...]
+) -> Array:
+    """One function of the curve at every step; compiled once per number of steps."""
+    return jax.vmap(lambda step: function(curve, step, *arguments))(steps)
 
 
 @source("zou2022", "equations 2.5 and 3.1, as functions of alpha", "derived")
