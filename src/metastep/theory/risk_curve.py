@@ -33,8 +33,35 @@ from metastep.theory.minimisers import check_labelled, root_weights
 
 @jax.custom_jvp
 def _triangular_factor(stacked: Array) -> Array:
-    """R of the QR factorisation, from which only what R^T R determines may be computed."""
-    return jnp.linalg.qr(stacked, mode="r")
+    """R of the QR factorisation, from which only what R^T R determines may be computed.
+
+    Householder's method is limited by memory on tall arrays. Cholesky's on the Gram matrix is many
+    times faster and errs by eps times the square of the condition number: where that is small one
+    pass is enough, where it is moderate a second pass on the result mends it.
+    """
+    if stacked.shape[0] < stacked.shape[1]:
+        return jnp.linalg.qr(stacked, mode="r")
+    norms = jnp.sqrt(jnp.sum(stacked**2, axis=0))
+    size = jnp.where(norms > 0, norms, 1)
+    gram = contract("ri,rj->ij", stacked, stacked) / jnp.outer(size, size)
+    spectrum = jnp.linalg.eigvalsh(gram)
+    share, eps = spectrum[0] / spectrum[-1], jnp.finfo(gram.dtype).eps
+    passes = jnp.int32(share > eps**0.75) + jnp.int32(share > eps**0.25)
+
+    def householder() -> Array:
+        return jnp.linalg.qr(stacked, mode="r")
+
+    def cholesky() -> Array:
+        return jnp.linalg.cholesky(gram).T * size
+
+    def cholesky_twice() -> Array:
+        first = cholesky()
+        inverse = jax.scipy.linalg.solve_triangular(first, jnp.eye(size.size, dtype=size.dtype))
+        rows = contract("ri,ij->rj", stacked, inverse)  # orthogonal, but for rounding
+        second = jnp.linalg.cholesky(contract("ri,rj->ij", rows, rows)).T
+        return contract("ij,jk->ik", second, first)
+
+    return jax.lax.switch(passes, [householder, cholesky_twice, cholesky])
 
 
 @_triangular_factor.defjvp
