@@ -27,9 +27,17 @@ class DivergenceError(UserError, ArithmeticError):
 
 def check_positive(name: str, value: float) -> None:
     """Raise unless `value` is a finite real number above zero."""
-    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_real or not math.isfinite(value) or value <= 0:
+    if not _is_finite_real(value) or value <= 0:
         raise InputError(f"{name} is {value!r}; it must be a finite number above 0")
+
+
+def _is_finite_real(value: object) -> bool:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer or fraction beyond the floats
+        return False
 
 
 def check_count(name: str, value: int, minimum: int = 1) -> None:
@@ -40,5 +48,5 @@ def check_count(name: str, value: int, minimum: int = 1) -> None:
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Raise unless `value` is one of `choices`."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise InputError(f"{name} is {value!r}; choose one of: {', '.join(sorted(choices))}")

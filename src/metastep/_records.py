@@ -21,11 +21,20 @@ class Estimate:
     def of(cls, values: Any) -> "Estimate":
         """Summarise per-task values; one value alone has an infinite interval."""
         numbers = [float(value) for value in values]
-        mean = math.fsum(numbers) / len(numbers)
+        mean = _total(numbers) / len(numbers)
         if len(numbers) < 2:
             return cls(mean, math.inf)
-        variance = math.fsum((value - mean) ** 2 for value in numbers) / (len(numbers) - 1)
+        deviations = [value - mean for value in numbers]
+        variance = _total([d * d for d in deviations]) / (len(numbers) - 1)
         return cls(mean, 1.959964 * math.sqrt(variance / len(numbers)))
+
+
+def _total(numbers: list[float]) -> float:
+    """The rounded exact sum; infinite or NaN, not an error, for what a diverged model leaves behind."""
+    try:
+        return math.fsum(numbers)
+    except (OverflowError, ValueError):  # too large, or infinities of both signs
+        return sum(numbers)
 
 
 def to_plain(record: Any) -> Any:
@@ -77,8 +86,8 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the complete lines of a JSON-lines file; a last line cut short by a kill is passed over."""
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():  # a cut may fall inside a character
         try:
             yield json.loads(line)
-        except json.JSONDecodeError:
+        except ValueError:
             return

@@ -1,0 +1,96 @@
+"""Pytree arithmetic against loops over NumPy arrays."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metastep._trees import all_finite, count_parameters, descend, scale, select
+
+
+def two_layers(rng, dtype=np.float64):
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)  # noqa: E731
+    return {"body": {"bias": draw(2), "weight": draw(3, 2)}, "head": {"weight": draw(2, 1)}}
+
+
+def per_parameter(rng, tree):
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(1, 2, leaf.shape)), tree)
+
+
+# (rate, the factor it stands for at each leaf, in the order bias, weight, head)
+RATES = {
+    "python number": lambda rng, tree: (0.3, [0.3, 0.3, 0.3]),
+    "scalar": lambda rng, tree: (jnp.asarray(0.3), [0.3, 0.3, 0.3]),
+    "per layer": lambda rng, tree: ({"body": 0.1, "head": jnp.asarray(7.0)}, [0.1, 0.1, 7.0]),
+    "per array": lambda rng, tree: (
+        {"body": {"bias": 1.0, "weight": 2.0}, "head": {"weight": 3.0}},
+        [1.0, 2.0, 3.0],
+    ),
+    "per parameter": lambda rng, tree: (
+        lambda rates: (rates, [np.asarray(leaf) for leaf in jax.tree.leaves(rates)])
+    )(per_parameter(rng, tree)),
+    "mixed": lambda rng, tree: (
+        {"body": {"bias": 5.0, "weight": jnp.full((3, 2), 2.0)}, "head": -1.0},
+        [5.0, 2.0, -1.0],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RATES)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_rate_fits_every_leaf_below_it(rng, kind, compiled):
+    params, gradient = two_layers(rng), two_layers(rng)
+    rate, factors = RATES[kind](rng, params)
+    step = jax.jit(descend) if compiled else descend
+    moved = jax.tree.leaves(step(params, rate, gradient))
+    scaled = jax.tree.leaves(scale(rate, gradient))
+    leaves = zip(*map(jax.tree.leaves, (params, gradient)), factors, strict=True)
+    for i, (leaf, slope, factor) in enumerate(leaves):
+        np.testing.assert_allclose(scaled[i], factor * np.asarray(slope), rtol=1e-15)
+        expected = np.asarray(leaf) - factor * np.asarray(slope)
+        np.testing.assert_allclose(moved[i], expected, rtol=1e-14, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rate", [0.1, np.float64(0.1), "float32 array", "float64 array"])
+def test_every_leaf_keeps_its_dtype(rng, dtype, rate):
+    # Under strict promotion a rate of another precision would raise where it was not converted.
+    if isinstance(rate, str):
+        rate = jnp.asarray(0.1, rate.split()[0])
+    params = two_layers(rng, dtype)
+    moved = descend(params, rate, params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(moved)} == {np.dtype(dtype)}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", range(3))
+def test_one_bad_entry_anywhere_is_found(rng, bad, where):
+    leaves, structure = jax.tree.flatten(two_layers(rng))
+    assert bool(all_finite(jax.tree.unflatten(structure, leaves)))
+    leaves[where] = leaves[where].at[-1].set(bad)
+    assert not bool(jax.jit(all_finite)(jax.tree.unflatten(structure, leaves)))
+
+
+def test_only_floating_point_leaves_can_be_bad():
+    assert bool(all_finite({"count": jnp.arange(3), "nothing": None}))
+    assert bool(all_finite({}))
+
+
+def test_select_takes_whole_trees():
+    yes, no = {"a": jnp.ones(2), "n": jnp.asarray(1)}, {"a": jnp.zeros(2), "n": jnp.asarray(0)}
+    for condition, expected in ((True, 1), (False, 0)):
+        chosen = jax.jit(select)(jnp.asarray(condition), yes, no)
+        np.testing.assert_array_equal(chosen["a"], np.full(2, expected))
+        assert int(chosen["n"]) == expected
+        assert chosen["n"].dtype == no["n"].dtype
+
+
+def test_select_keeps_nan_out():
+    chosen = select(jnp.asarray(False), jnp.full(3, jnp.nan), jnp.arange(3.0))
+    np.testing.assert_array_equal(chosen, [0, 1, 2])
+
+
+def test_parameters_are_counted(rng):
+    assert count_parameters(two_layers(rng)) == 2 + 3 * 2 + 2
+    assert count_parameters({}) == 0
+    assert count_parameters(jnp.ones(())) == 1
