@@ -50,8 +50,9 @@ def to_plain(record: Any) -> Any:
         return [to_plain(value) for value in record]
     if isinstance(record, Path):
         return str(record)
-    if hasattr(record, "tolist"):  # numpy and jax arrays and scalars
-        return to_plain(record.tolist())
+    to_list = getattr(record, "tolist", None)  # numpy and jax arrays and scalars
+    if callable(to_list):
+        return to_plain(to_list())
     if isinstance(record, float) and not math.isfinite(record):
         return None
     return record
