@@ -165,6 +165,7 @@ PHI = np.ones((2, 3, 4))
         (lambda: theory.limit_rate(PHI, task_cov=np.eye(3)), "task_cov .* 4 x 4"),
         (lambda: theory.limit_rate(PHI, noise_var=-1.0), "noise_var is -1"),
         (lambda: theory.limit_rate(PHI, task_var=-1.0), "task_var is -1"),
+        (lambda: theory.limit_rate(PHI, task_var=0), "task_var and noise_var are both 0"),
         (lambda: theory.label_aware_rate(PHI, np.ones((2, 2))), "residual has shape"),
         (lambda: theory.label_aware_rate(PHI, np.zeros((2, 3))), "residual is zero everywhere"),
         (

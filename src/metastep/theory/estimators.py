@@ -21,6 +21,7 @@ from metastep.theory._inputs import (
     check_query_features,
     check_scalar,
     check_symmetric,
+    is_concrete,
     to_common_dtype,
 )
 from metastep.theory.citations import source
@@ -69,7 +70,7 @@ def limit_rate(
     ------
     InputError
         If an argument has the wrong shape, is not finite, a variance is negative, `task_cov` is not
-        a covariance, or the features are all zero.
+        a covariance, the features are all zero, or both variances are.
 
     References
     ----------
@@ -89,6 +90,8 @@ def limit_rate(
     noise = check_nonnegative("noise_var", check_scalar("noise_var", noise_var))
     variance = check_nonnegative("task_var", check_scalar("task_var", task_var))
     support, query, cov, noise, variance = to_common_dtype(support, query, cov, noise, variance)
+    if is_concrete(noise) and is_concrete(variance) and not (noise > 0 or variance > 0):
+        raise InputError("task_var and noise_var are both 0, which leaves the rate undefined")
     scale = unit_scale(support)
     step = _optimal_step(support / scale, query, cov, noise / scale**2, variance)
     return support.shape[1] / 2 * step / scale**2

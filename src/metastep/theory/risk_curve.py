@@ -71,6 +71,7 @@ def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     return triangular, orthogonal.T @ tangents[0]
 
 
+@source("zou2022", "equations 2.5 and 3.1, as functions of alpha", "derived")
 class RiskCurve(eqx.Module):
     """Sufficient statistics of a sample of tasks; every alpha then costs O(dim^3), however many tasks.
 
