@@ -29,7 +29,7 @@ layers: $(READY)
 	$(BIN)/lint-imports
 
 docs: $(READY)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lock:  ## pin every dependency again (needs uv)
 	uv pip compile pyproject.toml --group dev --extra tensorboard --universal --python-version 3.11 \

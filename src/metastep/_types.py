@@ -1,10 +1,13 @@
 """The few nouns every layer shares: Batch, Episode, MetaParams, and the aliases for pytrees and losses."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 from jaxtyping import Array, Float, PyTree
+
+Kind = Literal["regression", "classification"]
+"""What a task asks for: real targets, or class labels."""
 
 Params = PyTree[Array]
 """Parameters of a model: any pytree of floating-point arrays."""

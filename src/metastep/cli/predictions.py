@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
+from pyarrow import csv, parquet
 
 from metastep._errors import InputError
 from metastep._records import write_bytes
@@ -33,7 +32,7 @@ def write_predictions(
         np.savez_compressed(buffer, **predictions)  # pyright: ignore[reportArgumentType]
     else:
         table = pa.table(_columns(predictions, description))
-        write = pa.csv.write_csv if ending == ".csv" else pa.parquet.write_table
+        write = csv.write_csv if ending == ".csv" else parquet.write_table
         write(table, buffer)
     try:
         write_bytes(path, buffer.getvalue())

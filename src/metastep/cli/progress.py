@@ -38,10 +38,13 @@ def describe(figures: dict[str, float]) -> str:
 class BarObserver:
     """A live progress bar with the last validation behind it."""
 
-    def __init__(self, progress: Progress, total: int):
-        self._progress = progress
-        self._task = progress.add_task("compiling", total=total, figures="")
-        self._validation = ""
+    def __init__(self, progress: Progress):
+        self._progress, self._validation = progress, ""
+
+    def start(self, iteration: int, total: int) -> None:
+        self._task = self._progress.add_task(
+            "compiling", total=total, completed=iteration, figures=""
+        )
 
     def progress(self, iteration: int, figures: dict[str, float]) -> None:
         self._progress.update(
@@ -59,9 +62,11 @@ class BarObserver:
 class LineObserver:
     """A line every few seconds, for logs and pipes."""
 
-    def __init__(self, console: Console, total: int):
-        self._console, self._total = console, total
-        self._last, self._began, self._first = -_SECONDS_BETWEEN_LINES, time.monotonic(), None
+    def __init__(self, console: Console):
+        self._console, self._total, self._last = console, 0, -_SECONDS_BETWEEN_LINES
+
+    def start(self, iteration: int, total: int) -> None:
+        self._total = total
 
     def progress(self, iteration: int, figures: dict[str, float]) -> None:
         now = time.monotonic()
@@ -81,6 +86,10 @@ class Fanout:
 
     def __init__(self, *observers: Any):
         self._observers = observers
+
+    def start(self, iteration: int, total: int) -> None:
+        for observer in self._observers:
+            observer.start(iteration, total)
 
     def progress(self, iteration: int, figures: dict[str, float]) -> None:
         for observer in self._observers:
@@ -105,6 +114,9 @@ class TensorBoardObserver:
             ) from error
         self._writer = SummaryWriter(folder)
 
+    def start(self, iteration: int, total: int) -> None:
+        del iteration, total
+
     def progress(self, iteration: int, figures: dict[str, float]) -> None:
         del iteration, figures
 
@@ -119,11 +131,10 @@ class TensorBoardObserver:
 
 
 @contextmanager
-def watching(total: int) -> Iterator[Any]:
+def watching(console: Console) -> Iterator[Any]:
     """An observer fit for where stderr goes."""
-    console = error_console()
     if not sys.stderr.isatty():
-        yield LineObserver(console, total)
+        yield LineObserver(console)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -135,4 +146,4 @@ def watching(total: int) -> Iterator[Any]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        yield BarObserver(progress, total)
+        yield BarObserver(progress)

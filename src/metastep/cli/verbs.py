@@ -38,7 +38,7 @@ from metastep.train import (
 )
 from metastep.train import resume as resume_run
 from metastep.train import train as train_run
-from metastep.train.config import fill_defaults, with_preset
+from metastep.train.config import with_preset
 from metastep.train.problem import SYNTHETIC, load_files
 
 Options = TypeVar("Options")
@@ -70,7 +70,7 @@ def rates(arguments: list[str]) -> None:
     with error_console().status("measuring the adaptation rate"):
         advice = measure_rates(options, load_tasks(options), num_tasks=options.num_tasks)
     meta_lr, meta_reason = default_meta_lr("adam")
-    record = to_plain(advice) | {"meta_lr": meta_lr, "meta_lr_reason": f"Adam: {meta_reason}"}
+    record = to_plain(advice) | {"meta_lr": meta_lr, "meta_lr_reason": meta_reason}
     _show(record, tables.rates_table(record), as_json=options.json)
 
 
@@ -109,9 +109,7 @@ def _start(options: TrainOptions, folder: RunFolder, command: str):
                 f"meta rate {record['meta_lr']:.4g} ({record['meta_lr_reason']})"
             )
 
-    guess = fill_defaults(config, is_image=config.tasks not in SYNTHETIC, ways=config.ways or 5)
-    total = config.iterations or (10_000 if config.tasks in SYNTHETIC else guess.iterations or 0)
-    with watching(total) as observer:
+    with watching(console) as observer:
         return _diverging_report(
             folder,
             lambda: train_run(
@@ -127,8 +125,7 @@ def _start(options: TrainOptions, folder: RunFolder, command: str):
 
 def _resume(options: TrainOptions, folder: RunFolder):
     config, _, _ = folder.read_config()
-    total = options.iterations or config.iterations or 0
-    with watching(total) as observer:
+    with watching(error_console()) as observer:
         watched = _with_tensorboard(observer, config, folder)
         return _diverging_report(folder, lambda: resume_run(folder, watched, options.iterations))
 

@@ -50,5 +50,6 @@ def judge(
     outputs = objective.apply(adapted, episode.query.x)
     loss = objective.output_loss(outputs, episode.query.y)
     metric = objective.metric and objective.metric(outputs, episode.query.y)
-    adapts = info is not None and info.losses.shape[0] > 0
-    return TaskOutcome(loss, info.losses[0] if adapts else loss, metric)
+    if info is None or info.losses.shape[0] == 0:
+        return TaskOutcome(loss, loss, metric)
+    return TaskOutcome(loss, info.losses[0], metric)

@@ -1,7 +1,6 @@
 """From outputs to a number: losses as means over examples, and the objective of a model on a batch."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -9,10 +8,9 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from metastep._errors import check_choice
-from metastep._types import Batch, Loss, Params, Scalar
+from metastep._types import Batch, Kind, Loss, Params, Scalar
 
 OutputLoss = Callable[[Array, Array], Scalar]
-Kind = Literal["regression", "classification"]
 
 
 def squared_error(outputs: Float[Array, "n outputs"], targets: Float[Array, "n outputs"]) -> Scalar:

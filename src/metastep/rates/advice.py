@@ -12,16 +12,16 @@ from metastep._errors import check_count
 from metastep._types import Episode, Params
 from metastep.models import Objective
 from metastep.rates.estimates import RatioEstimate, ratio_estimate
-from metastep.rates.label_aware import label_aware_terms
+from metastep.rates.label_aware import AwareTerms, label_aware_terms
 from metastep.rates.label_free import label_free_terms
 from metastep.tasks import AbstractTaskFamily
 
 QueryLoss = Callable[[Params, Episode, Array], Array]
 """(params, episode, alpha) -> query loss after adapting at rate alpha."""
 
-_CURVE_POINTS = 13
-_CURVE_TASKS = 32
-_FREE_TASKS = 32
+_CHECKED_TASKS = 32
+# The rates tried, relative to the estimate: close together where the minimum is expected.
+_CURVE_FACTORS = np.array([0.03, 0.1, 0.25, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,8 @@ class AlphaCurve:
     Attributes
     ----------
     alpha : (points,) rates tried; the first is 0
-    measured, ci95 : mean over tasks of the loss after adapting, and its 95 % half-width
+    measured : mean over tasks of the loss after adapting
+    ci95 : 95 % half-width of the change against alpha = 0, task by task
     predicted : the quadratic the estimate is the minimum of
     """
 
@@ -50,7 +51,8 @@ class RateAdvice:
     alpha, alpha_interval : label-aware estimate and its 95 % interval over tasks
     label_free_alpha, label_free_interval : (H.6), from the inputs alone
     predicted_gain : share of the query loss one step at `alpha` removes, by the quadratic
-    label_free_gain : the same under the assumptions of (H.6)
+    label_free_gain : the same if task optima were isotropic and labels exact, as (H.6) assumes; on real
+        tasks it is optimistic, often by far
     alpha_chosen : what training should use: `alpha`, unless trying it out said otherwise
     alpha_reason : why, in a sentence or two
     num_tasks : tasks the estimate is from
@@ -91,54 +93,57 @@ def advise_rates(
     family : where tasks come from
     key : for the tasks and probes
     query_loss : adapts and judges, as training will; used to check the estimate
-    num_tasks : tasks for the label-aware estimate, at least 2; the others use at most 32
+    num_tasks : tasks for the label-aware estimate, at least 2; the check and the label-free estimate use the
+        first 32 of them
     restrict : zeroes the gradient of parameters the inner loop leaves alone (ANIL)
     tasks_at_once : tasks computed side by side; None for all
+
+    Raises
+    ------
+    InputError
+        When the loss or its derivatives are not finite at `params`, or nothing depends on alpha.
     """
     check_count("num_tasks", num_tasks, minimum=2)
-    task_key, probe_key, curve_key = jax.random.split(key, 3)
+    task_key, probe_key = jax.random.split(key)
+    keys, few = jax.random.split(task_key, num_tasks), min(num_tasks, _CHECKED_TASKS)
 
-    def over_tasks(function: Callable, keys: PRNGKeyArray):
-        return jax.device_get(
-            jax.jit(
-                lambda p, k: jax.lax.map(
-                    lambda one: function(p, one), k, batch_size=tasks_at_once or k.shape[0]
-                )
-            )(params, keys)
-        )
+    def over_tasks(function: Callable, count: int, *rest):
+        """function(params, episode, ...) for the first `count` tasks, on the host."""
+
+        @jax.jit
+        def compute(params, keys, rest):
+            one = lambda of_task: function(params, family.sample(of_task[0]), *of_task[1:])  # noqa: E731
+            return jax.lax.map(one, (keys, *rest), batch_size=tasks_at_once or count)
+
+        return jax.device_get(compute(params, keys[:count], rest))
 
     aware = over_tasks(
-        lambda p, k: label_aware_terms(objective, p, family.sample(k), restrict),
-        jax.random.split(task_key, num_tasks),
+        lambda p, episode: label_aware_terms(objective, p, episode, restrict), num_tasks
     )
     free = over_tasks(
-        lambda p, k: label_free_terms(objective, p, family.sample(k), k, restrict),
-        jax.random.split(probe_key, min(num_tasks, _FREE_TASKS)),
+        lambda p, episode, probe: label_free_terms(objective, p, episode, probe, restrict),
+        few,
+        jax.random.split(probe_key, few),
     )
     estimate = ratio_estimate(aware.slope, aware.curvature)
     label_free = ratio_estimate(free.second, free.third)
-    rates = np.concatenate(
-        [
-            [0.0],
-            max(estimate.value, label_free.value / 10) * np.logspace(-1.5, 1.0, _CURVE_POINTS - 1),
-        ]
-    )
+    centre = estimate.value if estimate.value > 0 else label_free.value
+    rates = np.concatenate([[0.0], centre * _CURVE_FACTORS])
+    tried = jnp.asarray(rates, jnp.result_type(float))
     losses = over_tasks(
-        lambda p, k: jax.lax.map(
-            lambda alpha: query_loss(p, family.sample(k), alpha),
-            jnp.asarray(rates, jnp.result_type(float)),
-        ),
-        jax.random.split(curve_key, min(num_tasks, _CURVE_TASKS)),
+        lambda p, episode: jax.lax.map(lambda alpha: query_loss(p, episode, alpha), tried), few
     )
-    curve = _curve(rates, losses, aware)
-    return _advice(estimate, label_free, aware, free, curve, num_tasks)
+    checked = jax.tree.map(lambda terms: terms[:few], aware)
+    return _advice(estimate, label_free, aware, free, _curve(rates, losses, checked), num_tasks)
 
 
-def _curve(rates: np.ndarray, losses: np.ndarray, aware) -> AlphaCurve:
-    predicted = (
-        aware.loss.mean() - rates * aware.slope.mean() + 0.5 * rates**2 * aware.curvature.mean()
-    )
-    half_width = 1.959964 * losses.std(axis=0, ddof=1) / np.sqrt(len(losses))
+def _curve(rates: np.ndarray, losses: np.ndarray, aware: AwareTerms) -> AlphaCurve:
+    """Measured and predicted on the same tasks; the interval is that of the change against alpha = 0."""
+    slope, curvature = aware.slope.mean(), aware.curvature.mean()
+    predicted = aware.loss.mean() - rates * slope + 0.5 * rates**2 * curvature
+    with np.errstate(invalid="ignore", over="ignore"):
+        change = losses - losses[:, :1]
+        half_width = 1.959964 * change.std(axis=0, ddof=1) / np.sqrt(len(losses))
     return AlphaCurve(
         rates.tolist(), losses.mean(axis=0).tolist(), half_width.tolist(), predicted.tolist()
     )

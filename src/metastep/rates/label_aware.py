@@ -84,4 +84,4 @@ def bend(objective: Objective, params: Params, batch: Batch, tangent: Array) -> 
 
 def inner(a: Params, b: Params) -> Array:
     """<a, b> over all leaves."""
-    return otu.tree_vdot(a, b)
+    return jnp.asarray(otu.tree_vdot(a, b))

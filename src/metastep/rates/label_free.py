@@ -1,6 +1,7 @@
 """The label-free adaptation rate (H.6) of any model: traces of its tangent kernel, weighted by the loss."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -76,7 +77,7 @@ def _outputs(objective: Objective, params: Params, x: Array) -> jax.ShapeDtypeSt
     return jax.eval_shape(objective.apply, params, x)
 
 
-def _trace(function: Callable[[Array], Array], like: jax.ShapeDtypeStruct, key: PRNGKeyArray):
+def _trace(function: Callable[[Array], Any], like: jax.ShapeDtypeStruct, key: PRNGKeyArray):
     """The sum of a quadratic form over a basis of the outputs, exact or by random signs."""
     if like.size <= _EXACT_OUTPUTS:
         basis = jnp.eye(like.size, dtype=like.dtype).reshape(like.size, *like.shape)

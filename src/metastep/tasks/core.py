@@ -2,15 +2,15 @@
 
 import abc
 from collections.abc import Sequence
-from typing import Literal
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from metastep._errors import InputError, check_count
-from metastep._types import Batch, Episode
+from metastep._types import Batch, Episode, Kind
 
 
 class AbstractTaskFamily(eqx.Module):
@@ -21,7 +21,10 @@ class AbstractTaskFamily(eqx.Module):
     does not recompile it.
     """
 
-    kind: eqx.AbstractClassVar[Literal["regression", "classification"]]
+    @property
+    @abc.abstractmethod
+    def kind(self) -> Kind:
+        """What is asked: real targets or class labels."""
 
     @property
     @abc.abstractmethod
@@ -83,6 +86,13 @@ def check_groups(
         f"{names[worst] if names else worst!r}, has {counts[worst]}: lower --shots or --queries, or leave "
         f"the small {groups} out"
     )
+
+
+def as_default_float(values: np.ndarray) -> Array:
+    """On the device, floating-point numbers in JAX's default precision; integers as they are."""
+    array = jnp.asarray(values)
+    is_float = jnp.issubdtype(array.dtype, jnp.floating)
+    return array.astype(jnp.result_type(float)) if is_float else array
 
 
 def split_batch(batch: Batch, sizes: Sequence[int]) -> list[Batch]:

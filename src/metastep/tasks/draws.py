@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from metastep._errors import InputError
+
 
 def distinct(
     key: PRNGKeyArray, among: int | Int[Array, ""], count: int, at_most: int | None = None
@@ -16,7 +18,9 @@ def distinct(
     count : how many to draw; the caller checks that count <= among
     at_most : upper bound on `among` known when compiling; `among` itself when that is a number
     """
-    width = among if at_most is None else at_most
+    if at_most is None and not isinstance(among, int):
+        raise InputError("distinct: at_most must be given when `among` is an array")
+    width = int(among if at_most is None else at_most)
     scores = jax.random.uniform(key, (width,))
     scores = jnp.where(jnp.arange(width) < among, scores, -1.0)
     return jax.lax.top_k(scores, count)[1].astype(jnp.result_type(int))

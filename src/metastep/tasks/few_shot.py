@@ -1,7 +1,5 @@
 """Few-shot classification over an array of images or feature vectors, sampled on the device."""
 
-from typing import ClassVar, Literal
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,8 +7,13 @@ import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from metastep._errors import InputError
-from metastep._types import Batch, Episode
-from metastep.tasks.core import AbstractTaskFamily, check_groups, check_sizes
+from metastep._types import Batch, Episode, Kind
+from metastep.tasks.core import (
+    AbstractTaskFamily,
+    as_default_float,
+    check_groups,
+    check_sizes,
+)
 from metastep.tasks.draws import distinct
 
 
@@ -32,8 +35,6 @@ class FewShot(AbstractTaskFamily):
     InputError
         When there are fewer classes than ways, or a class has too few examples.
     """
-
-    kind: ClassVar[Literal["classification"]] = "classification"
 
     examples: Array
     counts: Int[Array, " classes"]
@@ -69,11 +70,15 @@ class FewShot(AbstractTaskFamily):
             raise InputError(
                 f"rotations need square images (n, size, size, channels), not {examples.shape}"
             )
-        self.examples = jnp.asarray(examples)
+        self.examples = as_default_float(examples)
         self.counts = jnp.asarray(counts, jnp.result_type(int))
         self.ways, self.shots, self.queries = ways, shots, queries
         self.curvature, self.rotations = curvature, rotations
         self.largest_class = int(counts.max())
+
+    @property
+    def kind(self) -> Kind:
+        return "classification"
 
     @property
     def input_shape(self) -> tuple[int, ...]:

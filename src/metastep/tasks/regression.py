@@ -1,14 +1,14 @@
 """Synthetic regression families: the sinusoids of Finn et al., and Bernacchia's linear and quadratic tasks."""
 
+import abc
 from collections.abc import Callable
-from typing import ClassVar, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from metastep._types import Batch, Episode
+from metastep._types import Batch, Episode, Kind
 from metastep.tasks.core import AbstractTaskFamily, check_sizes, split_batch
 from metastep.theory.citations import source
 
@@ -16,15 +16,17 @@ from metastep.theory.citations import source
 class AbstractRegression(AbstractTaskFamily):
     """A regression family that draws one task, then its inputs, all independent."""
 
-    kind: ClassVar[Literal["regression"]] = "regression"
-
     shots: eqx.AbstractVar[int]
     queries: eqx.AbstractVar[int]
     curvature: eqx.AbstractVar[int]
 
+    @property
+    def kind(self) -> Kind:
+        return "regression"
+
+    @abc.abstractmethod
     def sample_examples(self, key: PRNGKeyArray, count: int) -> Batch:
         """`count` independent examples of one freshly drawn task."""
-        raise NotImplementedError
 
     def sample(self, key: PRNGKeyArray) -> Episode:
         sizes = [self.shots, self.queries, self.curvature]

@@ -1,15 +1,19 @@
 """Tasks whose examples are the rows of a table: many sensors, users or machines, a few rows each."""
 
-from typing import Literal
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from metastep._types import Batch, Episode
-from metastep.tasks.core import AbstractTaskFamily, check_groups, check_sizes, split_batch
+from metastep._types import Batch, Episode, Kind
+from metastep.tasks.core import (
+    AbstractTaskFamily,
+    as_default_float,
+    check_groups,
+    check_sizes,
+    split_batch,
+)
 from metastep.tasks.draws import distinct
 
 
@@ -33,7 +37,7 @@ class TableTasks(AbstractTaskFamily):
     x: Array
     y: Array
     counts: Int[Array, " tasks"]
-    kind: Literal["regression", "classification"] = eqx.field(static=True)
+    task_kind: Kind = eqx.field(static=True)
     num_outputs: int = eqx.field(static=True)
     shots: int = eqx.field(static=True)
     queries: int = eqx.field(static=True)
@@ -46,7 +50,7 @@ class TableTasks(AbstractTaskFamily):
         y: np.ndarray,
         counts: np.ndarray,
         *,
-        kind: Literal["regression", "classification"],
+        kind: Kind,
         output_size: int,
         shots: int = 10,
         queries: int = 10,
@@ -57,11 +61,15 @@ class TableTasks(AbstractTaskFamily):
         counts = np.asarray(counts)
         needed = {"shots": shots, "queries": queries, "curvature": curvature}
         check_groups(counts, needed, names, "tasks", "rows")
-        self.x, self.y = jnp.asarray(x), jnp.asarray(y)
+        self.x, self.y = as_default_float(x), as_default_float(y)
         self.counts = jnp.asarray(counts, jnp.result_type(int))
-        self.kind, self.num_outputs = kind, output_size
+        self.task_kind, self.num_outputs = kind, output_size
         self.shots, self.queries, self.curvature = shots, queries, curvature
         self.largest_task = int(counts.max())
+
+    @property
+    def kind(self) -> Kind:
+        return self.task_kind
 
     @property
     def input_shape(self) -> tuple[int, ...]:

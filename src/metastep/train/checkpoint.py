@@ -45,13 +45,15 @@ class Checkpoints:
         wanted = [jax.numpy.atleast_1d(leaf) for leaf in leaves]
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
         try:
-            stored = self._manager.restore(found, args=ocp.args.StandardRestore(abstract))
+            stored: Any = self._manager.restore(found, args=ocp.args.StandardRestore(abstract))
         except (ValueError, KeyError, OSError, TypeError) as error:
             raise DataError(
                 f"the checkpoint of iteration {found} in {self.folder} does not fit this run or is damaged "
                 f"({str(error).splitlines()[0][:120]})"
             ) from error
-        shaped = [value.reshape(leaf.shape) for value, leaf in zip(stored, leaves, strict=True)]
+        shaped = [
+            jax.numpy.reshape(value, leaf.shape) for value, leaf in zip(stored, leaves, strict=True)
+        ]
         return jax.tree.unflatten(structure, shaped)
 
     def close(self) -> None:

@@ -160,12 +160,22 @@ def _check_training(config: TrainConfig) -> None:
         )
 
 
-def fill_defaults(config: TrainConfig, *, is_image: bool, ways: int) -> TrainConfig:
-    """Replace every None that depends on the tasks by the number it stands for."""
+def fill_defaults(config: TrainConfig, description: dict[str, Any], model: str) -> TrainConfig:
+    """Replace every None or "auto" that depends on the tasks by what it stands for, except alpha's.
+
+    `description` is that of the loaded tasks, `model` the kind of model chosen for them.
+    """
+    is_image, ways = description["images"], description.get("ways", 0)
     iterations = config.iterations or (2_000 if is_image else 10_000)
     per_step = config.tasks_per_step or ((32 if ways <= 5 else 16) if is_image else 25)
+    sizes = {
+        name: description[name] for name in ("ways", "shots", "queries") if name in description
+    }
     return dataclasses.replace(
         config,
+        **sizes,
+        model=model,
+        steps=config.steps or 1,
         iterations=iterations,
         tasks_per_step=per_step,
         eval_every=config.eval_every or max(1, iterations // 20),

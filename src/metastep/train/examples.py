@@ -23,15 +23,20 @@ def example_tasks(
     is_curve = isinstance(family, AbstractRegression) and family.input_shape == (1,)
     if is_curve:
         family = dataclasses.replace(family, queries=_CURVE_POINTS)
-    episodes = batch_of_episodes(family, key, _NUM_TASKS)
 
-    def outputs(episode: Episode):
-        adapted = learner.adapt(params, alpha, episode)
-        apply = learner.objective.apply
-        return apply(params, episode.query.x), apply(adapted, episode.query.x)
+    @jax.jit
+    def compute(params: Params, alpha: Rate, family: AbstractTaskFamily, key: PRNGKeyArray):
+        episodes = batch_of_episodes(family, key, _NUM_TASKS)
 
-    before, after = (np.asarray(o) for o in jax.jit(lambda e: jax.lax.map(outputs, e))(episodes))
-    support, query = (jax.device_get(batch) for batch in (episodes.support, episodes.query))
+        def outputs(episode: Episode):
+            adapted = learner.adapt(params, alpha, episode)
+            apply = learner.objective.apply
+            return apply(params, episode.query.x), apply(adapted, episode.query.x)
+
+        return episodes, jax.lax.map(outputs, episodes)
+
+    episodes, (before, after) = jax.device_get(compute(params, alpha, family, key))
+    support, query = episodes.support, episodes.query
     if is_curve:
         return _curves(support, query, before, after)
     if isinstance(family, FewShot) and len(family.input_shape) == 3:

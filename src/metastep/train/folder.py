@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-import metastep
 from metastep._errors import DataError, InputError
 from metastep._records import read_json, read_jsonl, to_plain, write_bytes, write_json
+from metastep._version import __version__
 from metastep.train.config import TrainConfig
 
 
@@ -52,13 +52,8 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """The newest training states."""
+        """The newest training states; each also holds what validated best until then."""
         return self.path / "checkpoints"
-
-    @property
-    def best(self) -> Path:
-        """The state that validated best."""
-        return self.path / "best"
 
     def check_exists(self) -> None:
         """Raise unless this is the folder of a run."""
@@ -75,7 +70,7 @@ class RunFolder:
         write_json(
             self.config,
             {
-                "metastep": metastep.__version__,
+                "metastep": __version__,
                 "command": command,
                 "tasks": description,
                 "train": config,

@@ -18,7 +18,14 @@ from metastep.tasks import TaskSplits
 from metastep.train.checkpoint import Checkpoints
 from metastep.train.evaluate import compile_judge
 from metastep.train.learner import Learner
-from metastep.train.state import HEALTHY, INNER_LOOP, TrainState, Window, current_meta_lr
+from metastep.train.state import (
+    HEALTHY,
+    INNER_LOOP,
+    TrainState,
+    Window,
+    current_meta_lr,
+    with_validation,
+)
 from metastep.train.step import compile_advance
 
 # A dispatch lasts about this long: short enough for a live display and a prompt Ctrl-C, long enough that the
@@ -46,6 +53,9 @@ class Schedule:
 
 class Observer(Protocol):
     """Whoever watches a run; every method may be a no-op."""
+
+    def start(self, iteration: int, total: int) -> None:
+        """Before the first dispatch: where the run stands, and how long it is."""
 
     def progress(self, iteration: int, figures: dict[str, float]) -> None:
         """After each dispatch: running means of the current window."""
@@ -125,7 +135,6 @@ def run_loop(
     schedule: Schedule,
     keys: dict[str, PRNGKeyArray],
     checkpoints: Checkpoints,
-    best: "BestState",
     observer: Observer,
 ) -> Outcome:
     """Train from `state` to the end of the schedule, a stop request or divergence.
@@ -139,6 +148,7 @@ def run_loop(
     validate = validator(learner, splits, keys["validation"], schedule.eval_tasks)
     pace, saved_at, started = Pace(), time.monotonic(), time.monotonic()
     iteration = int(state.iteration)
+    observer.start(iteration, schedule.iterations)
     with stop_requests() as stop_requested:
         while iteration < schedule.iterations and not stop_requested():
             until = min(schedule.next_stop(iteration), iteration + pace.dispatch_size())
@@ -157,7 +167,7 @@ def run_loop(
             if iteration % schedule.eval_every == 0 or iteration == schedule.iterations:
                 validation = validate(state)
                 observer.row({"iteration": iteration, "validation": validation})
-                best.offer(iteration, validation, state)
+                state = with_validation(state, score(validation))
             if time.monotonic() - saved_at > schedule.checkpoint_seconds:
                 checkpoints.save(iteration, state)
                 saved_at = time.monotonic()
@@ -200,18 +210,9 @@ def validator(learner: Learner, splits: TaskSplits, key: PRNGKeyArray, num_tasks
     return validate
 
 
-class BestState:
-    """The state with the lowest validation loss (highest accuracy, where there is one)."""
-
-    def __init__(self, checkpoints: Checkpoints, score: float = -math.inf, iteration: int = 0):
-        self.checkpoints, self.score, self.iteration = checkpoints, score, iteration
-
-    def offer(self, iteration: int, validation: dict[str, float], state: TrainState) -> None:
-        """Keep the state if it is better than all before it."""
-        score = validation.get("accuracy", -validation["loss"])
-        if score > self.score:
-            self.checkpoints.save(iteration, state)
-            self.score, self.iteration = score, iteration
+def score(validation: dict[str, float]) -> float:
+    """What the best state is chosen by: accuracy, or minus the loss where there is none."""
+    return validation.get("accuracy", -validation["loss"])
 
 
 def check_health(learner: Learner, state: TrainState) -> None:

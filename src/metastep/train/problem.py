@@ -15,7 +15,15 @@ from metastep._errors import DataError, InputError
 from metastep.adapt import GradientAdapter
 from metastep.metagrad import algorithm
 from metastep.models import Model, Objective, conv4, linear, mlp
-from metastep.tasks import FewShot, MixedLinear, Quadratic, Sinusoid, TableTasks, TaskSplits
+from metastep.tasks import (
+    AbstractTaskFamily,
+    FewShot,
+    MixedLinear,
+    Quadratic,
+    Sinusoid,
+    TableTasks,
+    TaskSplits,
+)
 from metastep.train.config import ProblemConfig, TaskConfig
 from metastep.train.scaling import Scaling
 
@@ -82,8 +90,8 @@ def load_files(config: TaskConfig):
     return datasets.load_path(path, config.kind)
 
 
-def _synthetic(config: TaskConfig):
-    sizes = {
+def _synthetic(config: TaskConfig) -> AbstractTaskFamily:
+    sizes: Any = {
         "shots": config.shots or 10,
         "queries": config.queries or config.shots or 10,
         "curvature": config.curvature,
@@ -92,7 +100,12 @@ def _synthetic(config: TaskConfig):
         return Sinusoid(**sizes)
     if config.tasks == "quadratic":
         return Quadratic(**sizes)
-    return MixedLinear(jnp.zeros(_LINEAR_DIM), spread=_LINEAR_SPREAD, noise=_LINEAR_NOISE, **sizes)
+    return MixedLinear(
+        jnp.zeros(_LINEAR_DIM),
+        spread=jnp.asarray(_LINEAR_SPREAD),
+        noise=jnp.asarray(_LINEAR_NOISE),
+        **sizes,
+    )
 
 
 def _image_tasks(
@@ -113,7 +126,7 @@ def _image_tasks(
         )
 
     parts = (data.train, data.validation, data.test)
-    splits = TaskSplits(*map(family, parts), name)
+    splits = TaskSplits(family(data.train), family(data.validation), family(data.test), name)
     classes = {
         part: len(images.names)
         for part, images in zip(("train", "validation", "test"), parts, strict=True)
@@ -140,7 +153,7 @@ def _table_tasks(table: datasets.TaskTable, config: TaskConfig, name: str) -> Ta
         )
 
     parts = (split.train, split.validation, split.test)
-    splits = TaskSplits(*map(family, parts), name)
+    splits = TaskSplits(family(split.train), family(split.validation), family(split.test), name)
     facts = {
         "num_tasks": {
             part: data.num_tasks
@@ -175,16 +188,22 @@ def _task_set(
     return TaskSet(splits, description, scaling)
 
 
+def model_name(config: ProblemConfig, description: dict[str, Any]) -> str:
+    """The kind of model: the user's choice, else the one that suits the tasks."""
+    if config.model != "auto":
+        return config.model
+    if description["tasks"] == "linear":
+        return "linear"
+    return "conv4" if len(description["input_shape"]) == 3 else "mlp"
+
+
 def build_model(config: ProblemConfig, description: dict[str, Any]) -> Model:
     """The model that the options and the shape of the tasks ask for."""
     input_shape: Sequence[int] = tuple(description["input_shape"])
     output_size = description["output_size"]
-    name = config.model
-    if name == "auto":
-        name = "conv4" if len(input_shape) == 3 else "mlp"
-        name = "linear" if description["name"] == "linear" else name
+    name = model_name(config, description)
     if name == "linear":
-        return linear(input_shape, output_size, bias=description["name"] != "linear")
+        return linear(input_shape, output_size, bias=description["tasks"] != "linear")
     if name == "mlp":
         return mlp(input_shape, output_size, config.hidden)
     if len(input_shape) != 3:

@@ -30,8 +30,15 @@ from metastep.train.config import (
 from metastep.train.examples import example_tasks
 from metastep.train.folder import RunFolder
 from metastep.train.learner import Learner, side_by_side
-from metastep.train.loop import BestState, Observer, Schedule, run_loop
-from metastep.train.problem import TaskSet, build_inner_loop, build_model, load_tasks, split_keys
+from metastep.train.loop import Observer, Schedule, run_loop, score
+from metastep.train.problem import (
+    TaskSet,
+    build_inner_loop,
+    build_model,
+    load_tasks,
+    model_name,
+    split_keys,
+)
 from metastep.train.state import initial_state
 
 
@@ -132,7 +139,7 @@ def train(
     folder.check_free(resume=False, overwrite=overwrite)
     task_set = load_tasks(config)
     description = task_set.description
-    config = fill_defaults(config, is_image=description["images"], ways=description.get("ways", 0))
+    config = fill_defaults(config, description, model_name(config, description))
     check_config(config)
     build_model(config, description)  # complains before anything is written
     announce("tasks", description)
@@ -189,7 +196,7 @@ def _go(
     alpha, meta_lr = float(rates["alpha_chosen"]), float(rates["meta_lr"])
     learner = build_learner(config, task_set.description, alpha, meta_lr)
     state = initial_state(learner, keys["parameters"])
-    checkpoints, best = Checkpoints(folder.checkpoints), Checkpoints(folder.best, keep=1)
+    checkpoints = Checkpoints(folder.checkpoints)
     started = time.monotonic()
     try:
         if resume_from is not None and checkpoints.latest() is not None:
@@ -210,7 +217,6 @@ def _go(
             schedule,
             keys,
             checkpoints,
-            _best_so_far(best, folder),
             recorder,
         )
     except DivergenceError as error:
@@ -223,7 +229,6 @@ def _go(
         raise DivergenceError(message) from error
     finally:
         checkpoints.close()
-        best.close()
     examples = example_tasks(
         learner,
         outcome.state.meta.params,
@@ -255,6 +260,10 @@ class Recorder:
         self.folder, self.observer = folder, observer
         self.last_validation: dict[str, float] | None = None
 
+    def start(self, iteration: int, total: int) -> None:
+        if self.observer:
+            self.observer.start(iteration, total)
+
     def progress(self, iteration: int, figures: dict[str, float]) -> None:
         if self.observer:
             self.observer.progress(iteration, figures)
@@ -266,25 +275,8 @@ class Recorder:
             self.observer.row(row)
 
 
-def _validations(folder: RunFolder) -> list[dict[str, Any]]:
-    return [row for row in read_jsonl(folder.metrics) if "validation" in row]
-
-
-def _score(row: dict[str, Any]) -> float:
-    validation = row["validation"]
-    return validation.get("accuracy", -validation["loss"])
-
-
 def _best_row(folder: RunFolder) -> dict[str, Any] | None:
     """The validation that was best; of equals the first, as while training."""
-    rows = _validations(folder)
-    best = max(rows, key=_score, default=None)
+    rows = [row for row in read_jsonl(folder.metrics) if "validation" in row]
+    best = max(rows, key=lambda row: score(row["validation"]), default=None)
     return None if best is None else {"iteration": best["iteration"], **best["validation"]}
-
-
-def _best_so_far(checkpoints: Checkpoints, folder: RunFolder) -> BestState:
-    rows = _validations(folder)
-    if not rows or checkpoints.latest() is None:
-        return BestState(checkpoints)
-    best = max(rows, key=_score)
-    return BestState(checkpoints, _score(best), best["iteration"])

@@ -58,12 +58,11 @@ class Scaling:
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "Scaling":
         """Back from JSON."""
-        return cls(
-            **{
-                name: None if value is None else np.asarray(value, np.float64)
-                for name, value in record.items()
-            }
-        )
+        arrays: dict[str, Any] = {
+            name: None if value is None else np.asarray(value, np.float64)
+            for name, value in record.items()
+        }
+        return cls(**arrays)
 
 
 def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

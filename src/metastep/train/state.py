@@ -1,5 +1,6 @@
 """The state of a run: all that the next meta-step depends on, and nothing else."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -29,6 +30,22 @@ class Window(eqx.Module):
         return cls(jnp.zeros((), int), zero, zero, zero, zero, zero)
 
 
+class Best(eqx.Module):
+    """What validated best so far; kept in the state, so that every checkpoint holds it too.
+
+    Attributes
+    ----------
+    score : accuracy, or minus the loss where there is none; minus infinity before the first validation
+    iteration : meta-steps behind it
+    meta, rate_state : what it was
+    """
+
+    score: Float[Array, ""]
+    iteration: Int[Array, ""]
+    meta: MetaParams
+    rate_state: Any
+
+
 class TrainState(eqx.Module):
     """A pytree of arrays: checkpointed whole, so that a resumed run cannot tell it was interrupted.
 
@@ -37,6 +54,7 @@ class TrainState(eqx.Module):
     iteration : meta-steps done
     meta, optimizer_state, rate_state : what is trained, and what trains it
     window : sums for the next row of metrics
+    best : what validated best
     reference : unadapted loss of the first meta-step, the scale that divergence is judged by
     failure : HEALTHY, or the loop that left the finite numbers
     """
@@ -46,30 +64,45 @@ class TrainState(eqx.Module):
     optimizer_state: Any
     rate_state: Any
     window: Window
+    best: Best
     reference: Float[Array, ""]
     failure: Int[Array, ""]
 
 
 def initial_state(learner: Learner, key: PRNGKeyArray) -> TrainState:
     """The state before the first meta-step; `key` is that of the initial parameters."""
+    return without_weak_types(jax.jit(lambda key: _initial_state(learner, key))(key))
+
+
+def _initial_state(learner: Learner, key: PRNGKeyArray) -> TrainState:
     meta, rate_state = initial_meta(learner, key)
     with jax.numpy_dtype_promotion("standard"):
         optimizer_state = learner.optimizer.init(meta)  # pyright: ignore[reportArgumentType]
-    state = TrainState(
+    return TrainState(
         iteration=jnp.zeros((), int),
         meta=meta,
         optimizer_state=optimizer_state,
         rate_state=rate_state,
         window=Window.empty(),
+        best=Best(jnp.full((), -jnp.inf), jnp.zeros((), int), meta, rate_state),
         reference=jnp.full((), jnp.nan),
         failure=jnp.zeros((), int),
     )
-    return without_weak_types(state)
 
 
 def without_weak_types(state: TrainState) -> TrainState:
     """Plain dtypes on every leaf: a weakly typed one would compile the first dispatch twice."""
     return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), state)
+
+
+def with_validation(state: TrainState, score: float) -> TrainState:
+    """The state after a validation: remembered as the best if it beats all before it."""
+    if not score > float(state.best.score):
+        return state
+    best = Best(
+        jnp.full((), score, state.best.score.dtype), state.iteration, state.meta, state.rate_state
+    )
+    return dataclasses.replace(state, best=best)
 
 
 def current_meta_lr(state: TrainState) -> float | None:

@@ -46,6 +46,7 @@ def meta_step(learner: Learner, state: TrainState, episodes: Episode) -> TrainSt
         optimizer_state=optimizer_state,
         rate_state=rate_state,
         window=_record(state.window, outcomes, alpha, otu.tree_norm(gradient)),
+        best=state.best,
         reference=jnp.where(state.iteration == 0, jnp.mean(outcomes.loss_before), state.reference),
         failure=state.failure,
     )

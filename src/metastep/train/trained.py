@@ -10,6 +10,7 @@ import numpy as np
 from metastep._errors import InputError, check_count
 from metastep._records import read_json
 from metastep._types import Batch, Episode, Params, Rate
+from metastep.tasks.core import as_default_float
 from metastep.train.checkpoint import Checkpoints
 from metastep.train.config import TrainConfig
 from metastep.train.evaluate import Evaluation, evaluate, predict
@@ -57,19 +58,20 @@ def load_run(folder: RunFolder, checkpoint: str = "best") -> TrainedRun:
     learner = build_learner(
         config, description, float(rates["alpha_chosen"]), float(rates["meta_lr"])
     )
-    use_best = checkpoint == "best" and folder.best.is_dir() and any(folder.best.iterdir())
-    checkpoints = Checkpoints(folder.best if use_best else folder.checkpoints)
+    checkpoints = Checkpoints(folder.checkpoints)
     try:
         state = checkpoints.restore(initial_state(learner, jax.random.key(config.seed)))
     finally:
         checkpoints.close()
+    validated = bool(jnp.isfinite(state.best.score))
+    chosen = state.best if checkpoint == "best" and validated else state
     return TrainedRun(
         config=config,
         description=description,
         learner=learner,
-        params=state.meta.params,
-        alpha=learner.rate.alpha(state.meta, state.rate_state),
-        iteration=int(state.iteration),
+        params=chosen.meta.params,
+        alpha=learner.rate.alpha(chosen.meta, chosen.rate_state),
+        iteration=int(chosen.iteration),
         scaling=Scaling.from_record(scaling) if scaling else None,
     )
 
@@ -145,8 +147,8 @@ def adapt_and_predict(
             f"(0 to {classes - 1})"
         )
     episode = Episode(
-        Batch(jnp.asarray(prepare(support_x)), jnp.asarray(targets)),
-        Batch(jnp.asarray(prepare(query_x)), jnp.zeros(len(query_x))),
+        Batch(as_default_float(prepare(support_x)), as_default_float(targets)),
+        Batch(as_default_float(prepare(query_x)), jnp.zeros(len(query_x))),
     )
     adapter = dataclasses.replace(run.learner.adapter, steps=steps)
     gradient = jax.value_and_grad(run.learner.objective.on(episode.support))
