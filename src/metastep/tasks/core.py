@@ -61,9 +61,22 @@ def batch_of_episodes(family: AbstractTaskFamily, key: PRNGKeyArray, num_tasks: 
 
 
 def check_sizes(**sizes: int) -> None:
-    """Raise unless every named size is a whole number of at least 1."""
+    """Raise unless every named size is a whole number of at least 1; `curvature` may be 0."""
     for name, size in sizes.items():
-        check_count(name, size)
+        check_count(name, size, minimum=0 if name == "curvature" else 1)
+
+
+def check_counts(counts: np.ndarray, total: int, group: str, members: str) -> None:
+    """Raise unless `counts` cuts `total` examples into groups.
+
+    Indices past the end are clipped on the device: other counts would mix groups in silence.
+    """
+    if counts.ndim != 1 or not (np.issubdtype(counts.dtype, np.integer) or counts.size == 0):
+        raise InputError(f"counts must be whole numbers, one for each {group}, not {counts!r}")
+    if counts.size and counts.sum() != total:
+        raise InputError(
+            f"counts add up to {counts.sum()}, but there are {total} {members}; give the number of each {group}"
+        )
 
 
 def check_groups(

@@ -11,6 +11,7 @@ from metastep._types import Batch, Episode, Kind
 from metastep.tasks.core import (
     AbstractTaskFamily,
     as_default_float,
+    check_counts,
     check_groups,
     check_sizes,
 )
@@ -33,7 +34,8 @@ class FewShot(AbstractTaskFamily):
     Raises
     ------
     InputError
-        When there are fewer classes than ways, or a class has too few examples.
+        When a size is out of range, counts do not add up to the examples, there are fewer classes than
+        ways, or a class has too few examples.
     """
 
     examples: Array
@@ -57,8 +59,9 @@ class FewShot(AbstractTaskFamily):
         rotations: bool = False,
         names: tuple[str, ...] = (),
     ):
-        check_sizes(ways=ways, shots=shots, queries=queries)
+        check_sizes(ways=ways, shots=shots, queries=queries, curvature=curvature)
         counts = np.asarray(counts)
+        check_counts(counts, len(examples), "class", "examples")
         num_classes = len(counts) * (4 if rotations else 1)
         if num_classes < ways:
             raise InputError(

@@ -59,7 +59,7 @@ class Sinusoid(AbstractRegression):
     noise: Float[Array, ""] = eqx.field(converter=jnp.asarray, default=0.0)
 
     def __check_init__(self) -> None:
-        check_sizes(shots=self.shots, queries=self.queries)
+        check_sizes(shots=self.shots, queries=self.queries, curvature=self.curvature)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -119,7 +119,7 @@ class MixedLinear(AbstractRegression):
     noise: Float[Array, ""] = eqx.field(converter=jnp.asarray, default=0.2)
 
     def __check_init__(self) -> None:
-        check_sizes(shots=self.shots, queries=self.queries)
+        check_sizes(shots=self.shots, queries=self.queries, curvature=self.curvature)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -159,7 +159,7 @@ class Quadratic(AbstractRegression):
     noise: Float[Array, ""] = eqx.field(converter=jnp.asarray, default=0.2)
 
     def __check_init__(self) -> None:
-        check_sizes(shots=self.shots, queries=self.queries)
+        check_sizes(shots=self.shots, queries=self.queries, curvature=self.curvature)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from metastep._errors import InputError, check_choice
 from metastep._types import Batch, Episode, Kind
 from metastep.tasks.core import (
     AbstractTaskFamily,
     as_default_float,
+    check_counts,
     check_groups,
     check_sizes,
     split_batch,
@@ -31,7 +33,8 @@ class TableTasks(AbstractTaskFamily):
     Raises
     ------
     InputError
-        When there is no task, or a task has fewer rows than an episode takes.
+        When a size is out of range, counts do not add up to the rows, targets do not suit the kind, there
+        is no task, or a task has fewer rows than an episode takes.
     """
 
     x: Array
@@ -57,10 +60,13 @@ class TableTasks(AbstractTaskFamily):
         curvature: int = 0,
         names: tuple[str, ...] = (),
     ):
-        check_sizes(shots=shots, queries=queries, output_size=output_size)
+        check_sizes(shots=shots, queries=queries, curvature=curvature, output_size=output_size)
+        check_choice("kind", kind, ("regression", "classification"))
         counts = np.asarray(counts)
+        check_counts(counts, len(x), "task", "rows")
         needed = {"shots": shots, "queries": queries, "curvature": curvature}
         check_groups(counts, needed, names, "tasks", "rows")
+        _check_targets(np.asarray(y), kind, len(x), output_size)
         self.x, self.y = as_default_float(x), as_default_float(y)
         self.counts = jnp.asarray(counts, jnp.result_type(int))
         self.task_kind, self.num_outputs = kind, output_size
@@ -87,3 +93,27 @@ class TableTasks(AbstractTaskFamily):
         rows = jnp.cumsum(self.counts)[task] - self.counts[task] + within
         support, query, curvature = split_batch(Batch(self.x[rows], self.y[rows]), sizes)
         return Episode(support, query, curvature if self.curvature else None)
+
+
+def _check_targets(y: np.ndarray, kind: Kind, num_rows: int, output_size: int) -> None:
+    """Raise unless `y` has one target of the right kind for each row."""
+    if len(y) != num_rows:
+        raise InputError(
+            f"y has {len(y)} rows, but x has {num_rows}; give one target for each input"
+        )
+    if kind == "regression":
+        if y.shape != (num_rows, output_size):
+            raise InputError(
+                f"y has shape {y.shape}; a regression with output_size {output_size} needs "
+                f"{(num_rows, output_size)}, one column per output"
+            )
+        return
+    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+        raise InputError(
+            f"y has shape {y.shape} and type {y.dtype}; class labels are whole numbers of shape ({num_rows},)"
+        )
+    for label in (y.min(), y.max()):
+        if not 0 <= label < output_size:
+            raise InputError(
+                f"y has a class label {label}; with output_size {output_size} labels are 0 to {output_size - 1}"
+            )
