@@ -265,5 +265,5 @@ def _info(arguments: list[str]) -> None:
     else:
         check_count("--seed", options.seed, minimum=0)
         record = datasets.describe(load_files(options))
-    record = {"tasks": options.tasks, **record}
+    record = {"source": options.tasks, **record}
     _show(record, tables.info_table(record), as_json=options.json)

@@ -101,7 +101,7 @@ def _synthetic(config: TaskConfig) -> AbstractTaskFamily:
     if config.tasks == "quadratic":
         return Quadratic(**sizes)
     return MixedLinear(
-        jnp.zeros(_LINEAR_DIM),
+        centre=jnp.zeros(_LINEAR_DIM),
         spread=jnp.asarray(_LINEAR_SPREAD),
         noise=jnp.asarray(_LINEAR_NOISE),
         **sizes,

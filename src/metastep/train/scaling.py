@@ -49,7 +49,7 @@ class Scaling:
         """Outputs of the model in the units of y."""
         if self.y_mean is None or self.y_scale is None:
             return outputs
-        return outputs * self.y_scale + self.y_mean
+        return (outputs * self.y_scale + self.y_mean).astype(np.float32)
 
     def record(self) -> dict[str, Any]:
         """For JSON."""

@@ -1,0 +1,229 @@
+"""The command line as a user meets it: results on stdout, one clear line for every mistake, exit status 2."""
+
+import json
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+from metastep.cli.main import main
+from metastep.cli.predictions import write_predictions
+
+QUICK = ["--iterations", "20", "--hidden", "8", "--tasks-per-step", "3", "--eval-tasks", "4"]
+
+
+def run(capsys, *arguments):
+    """Exit status, stdout and stderr of a verb."""
+    status = 0
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as exit_:
+        status = exit_.code or 0
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def sensors(path, tasks=12, rows=20, header="task,t,h,y"):
+    rng = np.random.default_rng(0)
+    lines = [header]
+    for task in range(tasks):
+        gain, offset = rng.uniform(0.5, 2), rng.normal()
+        for t, h in rng.normal(size=(rows, 2)):
+            lines.append(f"s{task},{t:.5f},{h:.5f},{offset + gain * np.sin(t) + h:.5f}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def table_run(tmp_path_factory):
+    """A run on a table, trained once for all tests of this file that only read it."""
+    folder = tmp_path_factory.mktemp("table")
+    table = sensors(folder / "sensors.csv")
+    main(["train", str(table), "--out", str(folder / "run"), *QUICK, "--json"])
+    return folder
+
+
+def test_help_starts_without_jax():
+    # The promise is about imports, so a fresh interpreter is needed.
+    check = (
+        "import sys; from metastep.cli import main; main(['--help']); print('jax' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip().endswith("False")
+    assert "metastep train sinusoid --out RUN" in result.stdout
+
+
+@pytest.mark.parametrize("verb", ["rates", "train", "evaluate", "adapt", "data fetch", "data info"])
+def test_every_verb_explains_itself_with_an_example(capsys, verb):
+    status, out, _ = run(capsys, *verb.split(), "--help")
+    assert status == 0
+    assert f"Example: metastep {verb}" in out
+    assert "--json" in out
+    assert "--seed" in out
+
+
+def test_rates_json(capsys):
+    status, out, _ = run(
+        capsys, "rates", "sinusoid", "--hidden", "8", "--num-tasks", "16", "--json"
+    )
+    record = json.loads(out)
+    assert status == 0
+    low, high = record["alpha_interval"]
+    assert 0 < low <= record["alpha"] <= high
+    assert record["label_free_alpha"] > 0
+    assert 0 < record["predicted_gain"] < 1
+    assert len(record["curve"]["alpha"]) == len(record["curve"]["measured"])
+
+
+def test_train_evaluate_adapt_on_a_table(capsys, table_run, tmp_path):
+    status, out, _ = run(capsys, "evaluate", table_run / "run", "--num-tasks", "40", "--json")
+    record = json.loads(out)
+    assert status == 0
+    assert record["num_tasks"] == 40
+    assert set(record["loss"]) == {"mean", "ci95"} == set(record["before"]["loss"])
+    one = sensors(tmp_path / "one.csv", tasks=1)
+    lines = one.read_text().splitlines()
+    (tmp_path / "a.csv").write_text("\n".join(lines[:11]) + "\n")
+    (tmp_path / "b.csv").write_text("\n".join([lines[0], *lines[11:]]) + "\n")
+    for ending in ("npz", "csv", "parquet"):
+        target = tmp_path / f"p.{ending}"
+        status, out, err = run(
+            capsys, "adapt", table_run / "run", "--support", tmp_path / "a.csv",
+            "--query", tmp_path / "b.csv", "--out", target, "--json",
+        )  # fmt: skip
+        assert status == 0, err
+        assert target.exists()
+        scored = json.loads(out)
+        assert scored["query"] == 10
+        assert scored["mean_squared_error"] > 0
+    predicted = np.load(tmp_path / "p.npz")
+    truth = np.array([float(line.split(",")[-1]) for line in lines[11:]])
+    error = np.mean((predicted["predictions"][:, 0] - truth) ** 2)
+    assert error == pytest.approx(scored["mean_squared_error"], rel=1e-3)
+    report = (table_run / "run" / "report.html").read_text()
+    assert "http://" not in report.replace("http://www.w3.org", "")
+
+
+def test_predictions_come_back_in_the_units_of_the_table(capsys, tmp_path):
+    # y is offset by 1,000 and the columns have wild scales: standardised inside, not outside.
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(240, 2)) * [1e-3, 1e4]
+    task = np.repeat(np.arange(12), 20)
+    y = 1000 + 5 * np.sin(x[:, 0] * 1e3) + task
+    np.savez(tmp_path / "t.npz", x=x, y=y, task=task)
+    run(capsys, "train", tmp_path / "t.npz", "--out", tmp_path / "run", *QUICK)
+    np.savez(tmp_path / "a.npz", x=x[:10], y=y[:10])
+    np.savez(tmp_path / "b.npz", x=x[10:20])
+    out = tmp_path / "p.npz"
+    status, _, err = run(
+        capsys, "adapt", tmp_path / "run", "--support", tmp_path / "a.npz",
+        "--query", tmp_path / "b.npz", "--out", out,
+    )  # fmt: skip
+    assert status == 0, err
+    assert abs(np.load(out)["predictions"].mean() - 1000) < 30
+
+
+def mistakes(folder):
+    """name -> (arguments, what the line must say)."""
+    good = sensors(folder / "good.csv")
+    bad = {
+        "nan.csv": good.read_text().replace("s3,", "s3,nan", 1),
+        "one_row.csv": good.read_text() + "lonely,1,2,3\n",
+        "empty.csv": "",
+        "header_only.csv": "task,t,h,y\n",
+        "mixed.csv": good.read_text() + "s1,1.0,2.0,warm\n",
+    }
+    for name, text in bad.items():
+        (folder / name).write_text(text)
+    (folder / "corrupt.zip").write_bytes(b"PK\x03\x04 this is not a zip")
+    with zipfile.ZipFile(folder / "escape.zip", "w") as archive:
+        archive.writestr("../outside/a.png", b"x")
+    with zipfile.ZipFile(folder / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/a.png", b"\0" * 60_000_000)
+    np.savez(folder / "keys.npz", inputs=np.zeros(3))
+    np.savez(folder / "pickle.npz", x=np.array([{}], dtype=object), y=np.zeros(1), task=np.zeros(1))
+    (folder / "images").mkdir()
+    return {
+        "no such file": (["rates", folder / "none.csv"], "neither a known name"),
+        "nan": (["rates", folder / "nan.csv"], "t"),
+        "one-row task": (["rates", folder / "one_row.csv"], "'lonely', has 1: lower --shots"),
+        "empty": (["rates", folder / "empty.csv"], "empty"),
+        "header only": (["rates", folder / "header_only.csv"], "rows"),
+        "mixed": (["rates", folder / "mixed.csv"], "y"),
+        "unknown column": (["rates", good, "--task-column", "machine"], "machine"),
+        "too many shots": (["rates", good, "--shots", "30"], "fewer than 60 rows"),
+        "corrupt zip": (["rates", folder / "corrupt.zip"], "zip"),
+        "path escape": (["rates", folder / "escape.zip"], "outside"),
+        "bomb": (["rates", folder / "bomb.zip"], "bomb.zip"),
+        "wrong keys": (["rates", folder / "keys.npz"], "x"),
+        "pickle": (["rates", folder / "pickle.npz"], "pickle"),
+        "empty folder": (["rates", folder / "images"], "images"),
+        "alpha 0": (["train", "sinusoid", "--out", folder / "r", "--alpha", "0"], "--alpha is 0"),
+        "alpha nan": (["train", "sinusoid", "--out", folder / "r", "--alpha", "nan"], "--alpha is nan"),
+        "not a run": (["evaluate", folder / "images"], "is not the folder of a run"),
+        "resume nothing": (["train", "--resume", "--out", folder / "r"], "is not the folder of a run"),
+        "no tasks": (["train", "--out", folder / "r"], "needs TASKS"),
+        "divergence": (
+            ["train", "sinusoid", "--out", folder / "d", "--alpha", "1e30", *QUICK],
+            "the inner loop left the finite numbers",
+        ),
+        "unknown verb": (["trian"], "there is no verb 'trian'"),
+        "unknown data verb": (["data", "get"], "there is no 'data get'"),
+    }  # fmt: skip
+
+
+def test_every_mistake_is_one_line_and_status_2(capsys, tmp_path):
+    for name, (arguments, words) in mistakes(tmp_path).items():
+        status, out, err = run(capsys, *arguments)
+        complaint = [line for line in err.splitlines() if line.startswith("metastep: ")]
+        assert status == 2, (name, err)
+        assert len(complaint) == 1, (name, err)
+        assert words in complaint[0], (name, complaint)
+        assert "Traceback" not in err, name
+        assert out == "", name
+    assert not (tmp_path / "r").exists()
+    assert not (tmp_path.parent / "outside").exists()
+
+
+def test_usage_errors_are_status_2(capsys):
+    for arguments in (
+        ["train", "sinusoid", "--alhpa", "1"],
+        ["rates"],
+        ["rates", "sinusoid", "--seed", "x"],
+    ):
+        status, _, _ = run(capsys, *arguments)
+        assert status == 2, arguments
+
+
+def test_adapt_refuses_what_the_model_was_not_trained_on(capsys, table_run, tmp_path):
+    wrong = tmp_path / "wrong.csv"
+    wrong.write_text("t,y\n1,2\n")
+    np.savez(tmp_path / "wide.npz", x=np.zeros((3, 5)), y=np.zeros(3))
+    good = ["--query", table_run / "sensors.csv"]
+    for support, words in (
+        (wrong, "h"),
+        (tmp_path / "wide.npz", "shape"),
+        (tmp_path / "no.csv", "no.csv"),
+    ):
+        status, _, err = run(capsys, "adapt", table_run / "run", "--support", support, *good)
+        assert status == 2
+        assert words in err
+
+
+def test_predictions_name_labels_and_outputs(tmp_path):
+    description = {"labels": ["cold", "warm"], "y_names": ["state"]}
+    arrays = {
+        "predictions": np.array([1, 0]),
+        "predictions_before": np.array([0, 0]),
+        "probabilities": np.array([[0.2, 0.8], [0.9, 0.1]]),
+    }
+    write_predictions(tmp_path / "p.csv", arrays, description)
+    text = (tmp_path / "p.csv").read_text().replace('"', "")
+    assert text.splitlines()[0] == "prediction,prediction_before,probability_cold,probability_warm"
+    assert text.splitlines()[1].startswith("warm,cold,0.2,0.8")
+    with pytest.raises(ValueError, match=r"p.txt: predictions are written as .npz, .csv, .parquet"):
+        write_predictions(tmp_path / "p.txt", arrays, description)
