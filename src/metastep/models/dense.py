@@ -47,7 +47,7 @@ def linear(
     """
     check_count("output_size", output_size)
     feature_map = features or _flat
-    example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    example = jax.ShapeDtypeStruct((1, *input_shape), jnp.result_type(float))
     dim = jax.eval_shape(feature_map, example).shape[-1]
 
     def init(key: PRNGKeyArray) -> Params:

@@ -7,14 +7,25 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from metastep._errors import check_choice
+from metastep._errors import InputError, check_choice
 from metastep._types import Batch, Kind, Loss, Params, Scalar
 
 OutputLoss = Callable[[Array, Array], Scalar]
 
 
 def squared_error(outputs: Float[Array, "n outputs"], targets: Float[Array, "n outputs"]) -> Scalar:
-    """(1/n) sum ||f(x) - y||^2: a mean over examples, a sum over outputs, and no factor 1/2."""
+    """(1/n) sum ||f(x) - y||^2: a mean over examples, a sum over outputs, and no factor 1/2.
+
+    Raises
+    ------
+    InputError
+        When the shapes differ: (n, 1) against (n,) would compare every output with every target.
+    """
+    if outputs.shape != targets.shape:
+        raise InputError(
+            f"the model's outputs have shape {outputs.shape} and the targets {targets.shape}; give targets one "
+            f"column per output"
+        )
     return jnp.sum(jnp.square(outputs - targets)) / outputs.shape[0]
 
 

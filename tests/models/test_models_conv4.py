@@ -1,0 +1,211 @@
+"""The convolutional network against explicit loops in float64, and against the library's convolution."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metastep import Batch
+from metastep._errors import InputError
+from metastep.models import Objective, conv4
+from metastep.models.conv4 import batch_norm, max_pool, neighbourhoods
+
+
+def convolve(x, kernel, stride):
+    """3x3 correlation with a border of zeros, at every `stride`-th pixel; kernel (3, 3, in, out)."""
+    n, height, width, _ = x.shape
+    rows, columns = -(-height // stride), -(-width // stride)
+    result = np.zeros((n, rows, columns, kernel.shape[-1]))
+    for r in range(rows):
+        for c in range(columns):
+            for i in range(3):
+                for j in range(3):
+                    y, z = stride * r + i - 1, stride * c + j - 1
+                    if 0 <= y < height and 0 <= z < width:
+                        result[:, r, c] += x[:, y, z] @ kernel[i, j]
+    return result
+
+
+def normalise(x, scale, offset):
+    mean, variance = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
+    return (x - mean) / np.sqrt(variance + 1e-3) * scale + offset
+
+
+def pool(x):
+    n, height, width, channels = x.shape
+    result = np.zeros((n, height // 2, width // 2, channels))
+    for r in range(height // 2):
+        for c in range(width // 2):
+            result[:, r, c] = x[:, 2 * r : 2 * r + 2, 2 * c : 2 * c + 2].max(axis=(1, 2))
+    return result
+
+
+def forward(params, x, pooling):
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    for i in range(1, 5):
+        block = params[f"block{i}"]
+        kernel = block["kernel"].reshape(3, 3, x.shape[-1], -1)
+        x = convolve(x, kernel, stride=2 if pooling == "stride" else 1)
+        x = np.maximum(normalise(x, block["scale"], block["offset"]), 0)
+        x = pool(x) if pooling == "max" else x
+    x = x.mean(axis=(1, 2)) if pooling == "stride" else x.reshape(len(x), -1)
+    return x @ params["head"]["weight"] + params["head"]["bias"]
+
+
+def any_params(model, rng):
+    """Parameters of the right shapes; scales and offsets away from 1 and 0, so that a slip in them shows."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), shapes)
+    for i in range(1, 5):  # positive offsets keep most units alive
+        params[f"block{i}"]["offset"] = jnp.abs(params[f"block{i}"]["offset"])
+    return params
+
+
+@pytest.mark.parametrize(
+    ("pooling", "shape"),
+    [
+        ("stride", (8, 8, 1)),
+        ("stride", (7, 10, 2)),
+        ("stride", (1, 3, 1)),
+        ("max", (16, 16, 1)),
+        ("max", (17, 35, 3)),
+    ],
+)
+def test_equals_loops_over_pixels(rng, pooling, shape):
+    model = conv4(shape, 3, filters=4, pooling=pooling)
+    params = any_params(model, rng)
+    x = rng.uniform(size=(3, *shape))
+    expected = forward(params, x, pooling)
+    assert expected.std(axis=0).min() > 1e-3  # alive: the outputs tell the images apart
+    found = jax.jit(model.apply)(params, jnp.asarray(x))
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(5, 8), (28, 28), (1, 1), (2, 7)])
+def test_neighbourhoods_times_a_matrix_are_a_convolution(rng, stride, size):
+    x, kernel = rng.normal(size=(2, *size, 3)), rng.normal(size=(3, 3, 3, 4))
+    expected = jax.lax.conv_general_dilated(
+        jnp.asarray(x),
+        jnp.asarray(kernel),
+        window_strides=(stride, stride),
+        padding=((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    found = neighbourhoods(jnp.asarray(x), stride) @ jnp.asarray(kernel.reshape(27, 4))
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_batch_norm_uses_this_batch(rng):
+    x = rng.normal(3, 2, size=(4, 5, 6, 2))
+    ones, zeros = jnp.ones(2), jnp.zeros(2)
+    found = np.asarray(batch_norm(jnp.asarray(x), ones, zeros))
+    np.testing.assert_allclose(found, normalise(x, np.ones(2), np.zeros(2)), atol=1e-12)
+    np.testing.assert_allclose(found.mean(axis=(0, 1, 2)), 0, atol=1e-12)
+    variance = x.var(axis=(0, 1, 2))
+    np.testing.assert_allclose(found.var(axis=(0, 1, 2)), variance / (variance + 1e-3), rtol=1e-10)
+
+
+def test_max_pool_drops_an_odd_rim(rng):
+    x = rng.normal(size=(2, 5, 7, 3))
+    np.testing.assert_array_equal(max_pool(jnp.asarray(x)), pool(x))
+
+
+def test_predictions_depend_on_the_batch(rng):
+    # Transductive, as documented: the other images of the batch change the output of the first.
+    model = conv4((8, 8, 1), 2, filters=3)
+    params, apply = any_params(model, rng), jax.jit(model.apply)
+    x = rng.uniform(size=(3, 8, 8, 1))
+    others = np.concatenate([x[:1], rng.uniform(0, 3, size=(2, 8, 8, 1))])
+    before, after = (np.asarray(apply(params, jnp.asarray(batch)))[0] for batch in (x, others))
+    assert np.abs(before - after).max() > 1e-3
+
+
+def test_constant_images_have_finite_gradients(rng):
+    # The variance of a channel is then zero: without epsilon inside the root this is 0/0.
+    model = conv4((6, 6, 1), 3, filters=3)
+    objective = Objective.of(model.apply, "classification")
+
+    @jax.jit
+    def gradient(params, value):
+        images = jnp.full((3, 6, 6, 1), value)
+        return jax.value_and_grad(objective)(params, Batch(images, jnp.arange(3)))
+
+    params = any_params(model, rng)
+    params["block1"]["offset"] = jnp.zeros(3)  # as at the start: on the kink of the ReLU
+    for value in (0.0, 1.0, 1e-20):
+        leaves = jax.tree.leaves(gradient(params, jnp.asarray(value)))
+        assert all(np.isfinite(leaf).all() for leaf in leaves)
+
+
+def test_initial_parameters():
+    model = conv4((28, 28, 1), 5)
+    params = model.init(jax.random.key(0))
+    shapes = {name: layer["kernel"].shape for name, layer in params.items() if "kernel" in layer}
+    inner = {f"block{i}": (576, 64) for i in (2, 3, 4)}
+    assert shapes == {"block1": (9, 64)} | inner
+    assert params["head"]["weight"].shape == (64, 5)
+    kernels = [np.asarray(params[name]["kernel"]) for name in sorted(shapes)]
+    for kernel in kernels:  # Glorot: uniform within sqrt(6 / (inputs + outputs))
+        bound = np.sqrt(6 / sum(kernel.shape))
+        assert 0.95 * bound < np.abs(kernel).max() <= bound
+        assert kernel.std() == pytest.approx(bound / np.sqrt(3), rel=0.1)
+    assert len({kernel.tobytes() for kernel in kernels}) == 4
+    for name in shapes:
+        assert (params[name]["scale"] == 1).all()
+        assert (params[name]["offset"] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("pooling", "shape", "features"),
+    [("stride", (84, 84, 3), 7), ("max", (84, 84, 3), 7 * 25), ("max", (31, 47, 1), 7 * 1 * 2)],
+)
+def test_size_of_the_head(pooling, shape, features):
+    model = conv4(shape, 5, filters=7, pooling=pooling)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    assert params["head"]["weight"].shape == (features, 5)
+    x = jax.ShapeDtypeStruct((2, *shape), jnp.result_type(float))
+    assert jax.eval_shape(model.apply, params, x).shape == (2, 5)
+
+
+def test_the_head_alone_is_the_head():
+    model = conv4((8, 8, 1), 3, filters=2)
+    mask = model.is_head(jax.eval_shape(model.init, jax.random.key(0)))
+    for name, layer in mask.items():
+        assert set(jax.tree.leaves(layer)) == {name == "head"}
+    assert model.task_mapping == "sequential"
+    assert model.name == "conv4-2-stride"
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        ((8, 8), {}, "conv4 takes images of shape (height, width, channels), not (8, 8)"),
+        ((9,), {}, "conv4 takes images of shape (height, width, channels), not (9,)"),
+        (
+            (15, 40, 1),
+            {"pooling": "max"},
+            "conv4 with max-pooling halves the image four times and needs at least 16x16 pixels, not 15x40; "
+            "use pooling='stride'",
+        ),
+        ((8, 8, 1), {"pooling": "mean"}, "pooling is 'mean'; choose one of: max, stride"),
+        ((8, 8, 1), {"filters": 0}, "filters is 0; it must be a whole number of at least 1"),
+        (
+            (8, 8, 1),
+            {"output_size": 0},
+            "output_size is 0; it must be a whole number of at least 1",
+        ),
+    ],
+)
+def test_what_it_cannot_be_made_for_is_refused(shape, options, message):
+    with pytest.raises(InputError) as caught:
+        conv4(shape, **{"output_size": 2} | options)
+    assert str(caught.value) == message
+
+
+def test_single_precision_in_single_precision_out():
+    with jax.enable_x64(False):
+        model = conv4((8, 8, 1), 2, filters=2)
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        outputs = jax.eval_shape(model.apply, params, jnp.ones((2, 8, 8, 1)))
+    assert {leaf.dtype for leaf in jax.tree.leaves((params, outputs))} == {jnp.dtype("float32")}
