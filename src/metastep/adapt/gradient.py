@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from metastep._errors import check_count
+from metastep._errors import InputError, check_count
 from metastep._trees import descend
 from metastep._types import Params, PerStep, Rate, Scalar
 from metastep.adapt.core import AbstractAdapter, AdaptInfo, InnerGradient
@@ -54,6 +54,11 @@ class GradientAdapter(AbstractAdapter):
         inner_gradient : params -> (support loss, gradient), such as jax.value_and_grad(loss)
         params : where to start
         alpha : a scalar, a pytree prefix of `params`, or `PerStep` of either
+
+        Raises
+        ------
+        InputError
+            When `PerStep` does not have one rate for each step.
         """
 
         def step(current: Params, rate: Rate) -> tuple[Params, Scalar]:
@@ -62,6 +67,7 @@ class GradientAdapter(AbstractAdapter):
             return self._keep_fixed(moved, current), value
 
         rates = alpha.values if isinstance(alpha, PerStep) else None
+        _check_schedule(rates, self.steps)
         unroll = max(1, self.steps) if self.steps <= _UNROLLED_STEPS else 1
         adapted, losses = jax.lax.scan(step, params, rates, length=self.steps, unroll=unroll)
         return adapted, AdaptInfo(losses)
@@ -79,3 +85,14 @@ class GradientAdapter(AbstractAdapter):
             return tree
         mask = self.trainable(tree)
         return jax.tree.map(lambda moves, leaf: leaf if moves else jnp.zeros_like(leaf), mask, tree)
+
+
+def _check_schedule(rates: Rate, steps: int) -> None:
+    """Raise unless every leaf has the inner steps on its first axis."""
+    for leaf in jax.tree.leaves(rates):
+        count = jnp.shape(leaf)[0] if jnp.ndim(leaf) else "no"
+        if count != steps:
+            raise InputError(
+                f"alpha has {count} rates along its first axis, but there are {steps} inner steps; give one "
+                f"rate per step"
+            )
