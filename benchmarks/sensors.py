@@ -35,6 +35,8 @@ class Options:
     """Sensors to meta-train on."""
     new_sensors: int = 40
     """Sensors to adapt to."""
+    steps: int = 5
+    """Inner steps."""
     seed: int = 7
     """Of the sensors."""
     out: Path = Path("benchmarks/results")
@@ -65,11 +67,11 @@ def metastep(*arguments: str) -> dict:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
-def from_scratch(rng_seed: int, rows: np.ndarray, table: np.ndarray) -> float:
-    """Query error of the same network trained on one sensor's support rows alone; the best stopping time counts.
+def from_scratch(rng_seed: int, rows: np.ndarray, table: np.ndarray) -> tuple[float, float]:
+    """Query error of the same network trained on one sensor's support rows alone, after 2,000 steps of Adam.
 
-    Standardised with the statistics of the whole table, and stopped where the *query* error is lowest: more
-    favourable than anyone could choose it.
+    Standardised with the statistics of the whole table. The second number is the lowest query error on the way:
+    a stopping time that nobody could know, more favourable than any real training.
     """
     mean, scale = table.mean(axis=0), table.std(axis=0)
     scaled = jnp.asarray((rows - mean) / scale, jnp.float32)
@@ -88,7 +90,8 @@ def from_scratch(rng_seed: int, rows: np.ndarray, table: np.ndarray) -> float:
         return (params, state), loss(params, x[SUPPORT:], y[SUPPORT:])
 
     run = jax.jit(lambda p: jax.lax.scan(step, (p, optimizer.init(p)), length=2000)[1])
-    return float(run(params).min()) * scale[2] ** 2
+    errors = np.asarray(run(params)) * scale[2] ** 2
+    return float(errors[-1]), float(errors.min())
 
 
 def main() -> None:
@@ -97,14 +100,14 @@ def main() -> None:
     rng = np.random.default_rng(options.seed)
     known = {f"s{i:03d}": readings(rng, 20) for i in range(options.sensors)}
     table = np.concatenate(list(known.values()))
-    adapted, unadapted, scratch = [], [], []
+    adapted, unadapted, scratch, oracle = [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         tasks, run = str(place / "sensors.csv"), str(place / "run")
         write_table(Path(tasks), known)
-        columns = ("--task-column", "sensor", "--target-column", "reading")
+        columns = ("--task-column", "sensor", "--target-columns", "reading")
         rates = metastep("rates", tasks, *columns)
-        metastep("train", tasks, *columns, "--out", run)
+        metastep("train", tasks, *columns, "--steps", str(options.steps), "--out", run)
         evaluation = metastep("evaluate", run)
         for i in range(options.new_sensors):
             rows = readings(rng, SUPPORT + QUERY)
@@ -114,16 +117,19 @@ def main() -> None:
             result = metastep("adapt", run, *files, "--out", str(place / "p.csv"))
             adapted.append(result["mean_squared_error"])
             unadapted.append(result["mean_squared_error_before"])
-            scratch.append(from_scratch(i, rows, table))
-    wins = float(np.mean(np.array(adapted) < np.array(scratch)))
+            converged, best = from_scratch(i, rows, table)
+            scratch.append(converged)
+            oracle.append(best)
     means = {
         "adapted": float(np.mean(adapted)),
         "unadapted": float(np.mean(unadapted)),
         "from_scratch": float(np.mean(scratch)),
-        "adapted_beats_scratch": wins,
+        "from_scratch_oracle_stop": float(np.mean(oracle)),
+        "adapted_beats_scratch": float(np.mean(np.array(adapted) < np.array(scratch))),
+        "adapted_beats_oracle": float(np.mean(np.array(adapted) < np.array(oracle))),
     }
     for name, value in means.items():
-        print(f"{name:>22}: {value:.3f}")
+        print(f"{name:>26}: {value:.3f}")
     write_json(options.out / "sensors.json", {"rates": rates, "evaluation": evaluation} | means)
 
 

@@ -131,7 +131,7 @@ def mistakes(folder):
     """name -> (arguments, what the line must say)."""
     good = sensors(folder / "good.csv")
     bad = {
-        "nan.csv": good.read_text().replace("s3,", "s3,nan", 1),
+        "nan.csv": good.read_text() + "s1,nan,2.0,3.0\n",
         "one_row.csv": good.read_text() + "lonely,1,2,3\n",
         "empty.csv": "",
         "header_only.csv": "task,t,h,y\n",
@@ -143,23 +143,24 @@ def mistakes(folder):
     with zipfile.ZipFile(folder / "escape.zip", "w") as archive:
         archive.writestr("../outside/a.png", b"x")
     with zipfile.ZipFile(folder / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a/a.png", b"\0" * 60_000_000)
+        for name in ("a/a.png", "b/b.png"):
+            archive.writestr(name, b"\0" * 300_000_000)
     np.savez(folder / "keys.npz", inputs=np.zeros(3))
     np.savez(folder / "pickle.npz", x=np.array([{}], dtype=object), y=np.zeros(1), task=np.zeros(1))
     (folder / "images").mkdir()
     return {
         "no such file": (["rates", folder / "none.csv"], "neither a known name"),
-        "nan": (["rates", folder / "nan.csv"], "t"),
+        "nan": (["rates", folder / "nan.csv"], "column 't' in row 241"),
         "one-row task": (["rates", folder / "one_row.csv"], "'lonely', has 1: lower --shots"),
         "empty": (["rates", folder / "empty.csv"], "empty"),
-        "header only": (["rates", folder / "header_only.csv"], "rows"),
-        "mixed": (["rates", folder / "mixed.csv"], "y"),
+        "header only": (["rates", folder / "header_only.csv"], "holds no rows"),
+        "mixed": (["rates", folder / "mixed.csv"], "column 'y' mixes numbers and text"),
         "unknown column": (["rates", good, "--task-column", "machine"], "machine"),
         "too many shots": (["rates", good, "--shots", "30"], "fewer than 60 rows"),
-        "corrupt zip": (["rates", folder / "corrupt.zip"], "zip"),
+        "corrupt zip": (["rates", folder / "corrupt.zip"], "is not a readable zip archive"),
         "path escape": (["rates", folder / "escape.zip"], "outside"),
-        "bomb": (["rates", folder / "bomb.zip"], "bomb.zip"),
-        "wrong keys": (["rates", folder / "keys.npz"], "x"),
+        "bomb": (["rates", folder / "bomb.zip"], "taken for a decompression bomb"),
+        "wrong keys": (["rates", folder / "keys.npz"], "lacks the array(s) x, y, task"),
         "pickle": (["rates", folder / "pickle.npz"], "pickle"),
         "empty folder": (["rates", folder / "images"], "images"),
         "alpha 0": (["train", "sinusoid", "--out", folder / "r", "--alpha", "0"], "--alpha is 0"),

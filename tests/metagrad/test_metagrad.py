@@ -32,28 +32,26 @@ PROBLEMS = {"mlp": (regression_problem, 0.05), "conv4": (convolution_problem, 0.
 
 
 def directional_difference(function, meta, direction, step=1e-6):
-    ahead = function(jax.tree.map(lambda a, b: a + step * b, meta, direction))
-    behind = function(jax.tree.map(lambda a, b: a - step * b, meta, direction))
-    return float((ahead - behind) / (2 * step))
+    move = lambda size: jax.tree.map(lambda a, b: np.asarray(a) + size * b, meta, direction)  # noqa: E731
+    return float((function(move(step)) - function(move(-step))) / (2 * step))
 
 
 def random_like(tree, seed):
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    draws = [jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, draws)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), tree)
 
 
 def inner_product(a, b):
-    return float(sum(jnp.vdot(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)))
+    return float(sum(np.vdot(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)))
 
 
 def setting(problem, name="maml", steps=2, seed=1):
     make, alpha = PROBLEMS[problem]
     model, objective, family = make()
     adapter = ALGORITHMS[name].adapter(model, steps)
-    meta = MetaParams(model.init(jax.random.key(seed)))
-    return objective, adapter, alpha, meta, family.sample(jax.random.key(seed + 1))
+    params = jax.jit(model.init)(jax.random.key(seed))
+    episode = jax.jit(lambda key: family.sample(key))(jax.random.key(seed + 1))
+    return objective, adapter, alpha, MetaParams(params), episode
 
 
 def run(rule, objective, adapter, rate, meta, episode):
@@ -73,7 +71,7 @@ def adapted_query_loss(objective, adapter, alpha, episode):
 
 @pytest.mark.parametrize("name", ["maml", "hfmaml", "anil"])
 @pytest.mark.parametrize(
-    ("problem", "steps"), [("mlp", 1), ("mlp", 3), ("mlp", 7), ("conv4", 1), ("conv4", 2)]
+    ("problem", "steps"), [("mlp", 1), ("mlp", 3), ("mlp", 7), ("conv4", 1)]
 )
 def test_equals_central_differences(problem, name, steps):
     # The numeric derivative runs the adapter alone, so it knows nothing of the rule under test. Seven
@@ -96,7 +94,7 @@ def quadratic_task(rng, dim=4, shots=6, queries=5, curvature=0):
     """Linear regression in float64, whose meta-gradient is a product of matrices."""
     draw = lambda n: Batch(
         jnp.asarray(rng.normal(size=(n, dim))), jnp.asarray(rng.normal(size=(n, 1)))
-    )  # noqa: E731
+    )
     return Episode(draw(shots), draw(queries), draw(curvature) if curvature else None)
 
 

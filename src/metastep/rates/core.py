@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from metastep._errors import check_choice
+from metastep._errors import check_choice, check_positive
 from metastep._types import Episode, MetaParams, Params, Rate
 from metastep.models import Objective
 from metastep.theory.citations import source
@@ -68,6 +68,11 @@ class LearnedRate(AbstractRate):
     ----------
     start : the rate to begin with, above 0
     per : "model" for one rate, "layer" for one per array of parameters, "parameter" for Meta-SGD
+
+    Raises
+    ------
+    InputError
+        When `start` is not a finite number above 0, or `per` is none of the three.
     """
 
     start: Float[Array, ""] = eqx.field(converter=jnp.asarray)
@@ -75,6 +80,10 @@ class LearnedRate(AbstractRate):
 
     def __check_init__(self) -> None:
         check_choice("per", self.per, ("model", "layer", "parameter"))
+        if not isinstance(
+            self.start, jax.core.Tracer
+        ):  # the logarithm of anything else is not finite
+            check_positive("start", float(self.start))
 
     def init(self, params: Params) -> tuple[PyTree[Array], None]:
         if self.per == "model":

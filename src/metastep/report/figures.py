@@ -135,9 +135,12 @@ def _mark_divergence(axes: Axes, rows: Sequence[dict[str, Any]], quantity: str) 
 
 
 def rate_figure(rows: Sequence[dict[str, Any]]) -> Figure | None:
-    """Alpha against the outer iteration, or None when it did not change (or was not logged)."""
+    """Alpha against the outer iteration, or None when it did not change (or was not logged).
+
+    Logged rates are means over a window, so a constant one differs in its last digits.
+    """
     rates = [rate for rate in column(rows, "alpha") if math.isfinite(rate)]
-    if not rates or max(rates) - min(rates) <= 1e-9 * max(map(abs, rates)):
+    if not rates or max(rates) - min(rates) <= 1e-5 * max(map(abs, rates)):
         return None
     series = _columns(rows, [("alpha", "adaptation rate α", style.AFTER, "-")])
     return line_figure(series, "outer iteration", "adaptation rate α", log_y=spans_decades(rates))

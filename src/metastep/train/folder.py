@@ -84,7 +84,8 @@ class RunFolder:
         try:
             record = read_json(self.config)
             options = dict(record["train"])
-            options["hidden"] = tuple(options["hidden"])
+            for name in ("hidden", "target_columns", "feature_columns"):
+                options[name] = tuple(options[name])
             options["data"] = Path(options["data"]) if options["data"] else None
             return TrainConfig(**options), record["tasks"], record["scaling"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:

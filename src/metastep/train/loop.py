@@ -149,6 +149,7 @@ def run_loop(
     pace, saved_at, started = Pace(), time.monotonic(), time.monotonic()
     iteration = int(state.iteration)
     observer.start(iteration, schedule.iterations)
+    checkpoints.save(iteration, state)  # whatever comes, there is something to go on from
     with stop_requests() as stop_requested:
         while iteration < schedule.iterations and not stop_requested():
             until = min(schedule.next_stop(iteration), iteration + pace.dispatch_size())

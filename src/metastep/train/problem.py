@@ -24,7 +24,7 @@ from metastep.tasks import (
     TableTasks,
     TaskSplits,
 )
-from metastep.train.config import ProblemConfig, TaskConfig
+from metastep.train.config import ProblemConfig, TaskConfig, default_steps
 from metastep.train.scaling import Scaling
 
 SYNTHETIC = ("linear", "quadratic", "sinusoid")
@@ -86,7 +86,13 @@ def load_files(config: TaskConfig):
     if path.is_dir() or suffix == ".zip":
         return datasets.load_class_folders(path, config.image_size)
     if suffix in (".csv", ".parquet", ".pq"):
-        return datasets.load_table(path, config.task_column, config.target_column, kind=config.kind)
+        return datasets.load_table(
+            path,
+            config.task_column,
+            config.target_columns or None,
+            config.feature_columns or None,
+            config.kind,
+        )
     return datasets.load_path(path, config.kind)
 
 
@@ -182,6 +188,7 @@ def _task_set(
         "input_shape": list(family.input_shape),
         "output_size": family.output_size,
         "images": isinstance(family, FewShot),
+        "table": isinstance(family, TableTasks),
         **sizes,
         **facts,
     }
@@ -215,11 +222,13 @@ def build_model(config: ProblemConfig, description: dict[str, Any]) -> Model:
 
 
 def build_inner_loop(
-    config: ProblemConfig, model: Model, kind: str
+    config: ProblemConfig, model: Model, description: dict[str, Any]
 ) -> tuple[Objective, GradientAdapter]:
     """The objective and the adapter of the chosen algorithm."""
-    objective = Objective.of(model.apply, kind)  # pyright: ignore[reportArgumentType]
-    return objective, algorithm(config.algorithm).adapter(model, config.steps or 1)
+    steps = default_steps(config, description)
+    return Objective.of(model.apply, description["kind"]), algorithm(config.algorithm).adapter(
+        model, steps
+    )
 
 
 def split_keys(seed: int) -> dict[str, jax.Array]:

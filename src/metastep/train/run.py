@@ -47,7 +47,7 @@ def build_learner(
 ) -> Learner:
     """The learner of a run, from its resolved options."""
     model = build_model(config, description)
-    objective, adapter = build_inner_loop(config, model, description["kind"])
+    objective, adapter = build_inner_loop(config, model, description)
     return Learner(
         model=model,
         objective=objective,
@@ -65,7 +65,7 @@ def measure_rates(config: ProblemConfig, task_set: TaskSet, *, num_tasks: int = 
     check_config(config)
     keys = split_keys(config.seed)
     model = build_model(config, task_set.description)
-    objective, adapter = build_inner_loop(config, model, task_set.description["kind"])
+    objective, adapter = build_inner_loop(config, model, task_set.description)
 
     def query_loss(params: Params, episode, alpha):
         gradient = jax.value_and_grad(objective.on(episode.support))
@@ -221,8 +221,7 @@ def _go(
         )
     except DivergenceError as error:
         kept = checkpoints.latest()
-        where = "none was written yet" if kept is None else f"iteration {kept}"
-        message = f"{error}. Last good checkpoint: {where}."
+        message = f"{error}. Last good checkpoint: iteration {kept}."
         write_json(
             folder.status, {"status": "diverged", "iterations": kept or 0, "message": message}
         )
