@@ -32,8 +32,10 @@ PROBLEMS = {"mlp": (regression_problem, 0.05), "conv4": (convolution_problem, 0.
 
 
 def directional_difference(function, meta, direction, step=1e-6):
-    move = lambda size: jax.tree.map(lambda a, b: np.asarray(a) + size * b, meta, direction)  # noqa: E731
-    return float((function(move(step)) - function(move(-step))) / (2 * step))
+    def at(size):
+        return function(jax.tree.map(lambda a, b: np.asarray(a) + size * b, meta, direction))
+
+    return float((at(step) - at(-step)) / (2 * step))
 
 
 def random_like(tree, seed):
@@ -70,9 +72,7 @@ def adapted_query_loss(objective, adapter, alpha, episode):
 
 
 @pytest.mark.parametrize("name", ["maml", "hfmaml", "anil"])
-@pytest.mark.parametrize(
-    ("problem", "steps"), [("mlp", 1), ("mlp", 3), ("mlp", 7), ("conv4", 1)]
-)
+@pytest.mark.parametrize(("problem", "steps"), [("mlp", 1), ("mlp", 3), ("mlp", 7), ("conv4", 1)])
 def test_equals_central_differences(problem, name, steps):
     # The numeric derivative runs the adapter alone, so it knows nothing of the rule under test. Seven
     # steps go through a loop, the others are unrolled. Three random directions would all have to miss
@@ -92,9 +92,11 @@ def test_equals_central_differences(problem, name, steps):
 
 def quadratic_task(rng, dim=4, shots=6, queries=5, curvature=0):
     """Linear regression in float64, whose meta-gradient is a product of matrices."""
-    draw = lambda n: Batch(
-        jnp.asarray(rng.normal(size=(n, dim))), jnp.asarray(rng.normal(size=(n, 1)))
-    )
+
+    def draw(n):
+        x, y = rng.normal(size=(n, dim)), rng.normal(size=(n, 1))
+        return Batch(jnp.asarray(x), jnp.asarray(y))
+
     return Episode(draw(shots), draw(queries), draw(curvature) if curvature else None)
 
 

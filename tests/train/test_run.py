@@ -213,7 +213,7 @@ def test_a_folder_in_use_is_not_overwritten(tmp_path):
 
 
 def test_folders_that_are_no_runs(tmp_path):
-    with pytest.raises(DataError, match="is not the folder of a run: it has no config.json"):
+    with pytest.raises(DataError, match=r"is not the folder of a run: it has no config\.json"):
         load_run(RunFolder(tmp_path))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read"):
