@@ -6,6 +6,7 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from metastep._errors import check_choice, check_positive
@@ -80,9 +81,7 @@ class LearnedRate(AbstractRate):
 
     def __check_init__(self) -> None:
         check_choice("per", self.per, ("model", "layer", "parameter"))
-        if not isinstance(
-            self.start, jax.core.Tracer
-        ):  # the logarithm of anything else is not finite
+        if not isinstance(self.start, Tracer):  # within compiled code its value is not known
             check_positive("start", float(self.start))
 
     def init(self, params: Params) -> tuple[PyTree[Array], None]:

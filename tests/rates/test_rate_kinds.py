@@ -1,0 +1,162 @@
+"""Prescribed and learned rates, and the outer optimisers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metastep import MetaParams, PerStep
+from metastep._errors import InputError
+from metastep._trees import scale
+from metastep.rates import OPTIMIZERS, FixedRate, LearnedRate, default_meta_lr, make_optimizer
+
+PARAMS = {"body": jnp.ones((3, 2)), "head": {"bias": jnp.ones(2), "weight": jnp.ones((2, 2))}}
+
+
+def shapes(tree):
+    return jax.tree.map(jnp.shape, tree)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [0.1, {"body": 0.1, "head": 0.2}, PerStep({"body": np.ones(3), "head": np.zeros(3)})],
+    ids=["scalar", "per layer", "per step"],
+)
+def test_a_fixed_rate_is_what_was_given(value):
+    rate = FixedRate(value)
+    rates, state = rate.init(PARAMS)
+    assert rates is None  # nothing for the outer optimiser
+    alpha = rate.alpha(MetaParams(PARAMS), state)
+    assert jax.tree.structure(alpha) == jax.tree.structure(value)
+    for found, expected in zip(*map(jax.tree.leaves, (alpha, value)), strict=True):
+        assert isinstance(found, jax.Array)
+        np.testing.assert_array_equal(found, expected)
+    assert rate.update(state, None, None, None) is state
+
+
+def test_a_new_fixed_rate_does_not_retrace():
+    traces = []
+
+    @jax.jit
+    def read(rate):
+        traces.append(None)
+        return rate.alpha(MetaParams(PARAMS), rate.init(PARAMS)[1])
+
+    assert [float(read(FixedRate(value))) for value in (0.1, -0.2)] == [0.1, -0.2]
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize(
+    ("per", "expected"),
+    [
+        ("model", ()),
+        ("layer", {"body": (), "head": {"bias": (), "weight": ()}}),
+        ("parameter", shapes(PARAMS)),
+    ],
+)
+def test_learned_rates_start_as_given_and_fit_the_parameters(per, expected):
+    rate = LearnedRate(0.3, per)
+    rates, state = rate.init(PARAMS)
+    assert state is None
+    assert shapes(rates) == expected
+    alpha = rate.alpha(MetaParams(PARAMS, rates), state)
+    for leaf in jax.tree.leaves(alpha):
+        np.testing.assert_allclose(leaf, 0.3, rtol=1e-14)
+    stepped = scale(alpha, PARAMS)
+    for leaf, like in zip(*map(jax.tree.leaves, (stepped, PARAMS)), strict=True):
+        np.testing.assert_allclose(leaf, np.full(like.shape, 0.3), rtol=1e-14)
+
+
+@pytest.mark.parametrize("per", ["model", "layer", "parameter"])
+def test_learned_rates_stay_positive_and_are_differentiable(per):
+    rate = LearnedRate(0.3, per)
+    rates, _ = rate.init(PARAMS)
+    far = jax.tree.map(lambda leaf: leaf - 5, rates)
+    leaves = jax.tree.leaves(rate.alpha(MetaParams(PARAMS, far), None))
+    np.testing.assert_allclose(jnp.concatenate([jnp.ravel(a) for a in leaves]), 0.3 * np.exp(-5))
+    total = lambda rates: sum(  # noqa: E731
+        jnp.sum(leaf) for leaf in jax.tree.leaves(rate.alpha(MetaParams(PARAMS, rates), None))
+    )
+    for slope in jax.tree.leaves(jax.grad(total)(rates)):  # d exp(u) / du = alpha
+        np.testing.assert_allclose(slope, 0.3, rtol=1e-14)
+
+
+def test_learned_rates_have_the_precision_of_their_parameters():
+    params = jax.tree.map(lambda leaf: leaf.astype("float32"), PARAMS)
+    for per in ("layer", "parameter"):
+        rates, _ = LearnedRate(0.3, per).init(params)
+        assert {leaf.dtype for leaf in jax.tree.leaves(rates)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("start", [0.0, -0.25, np.nan, np.inf])
+def test_a_learned_rate_must_start_above_zero(start):
+    # It is kept as a logarithm: anything else would be NaN before the first step.
+    with pytest.raises(InputError, match=f"^start is {start}; it must be a finite number above 0$"):
+        LearnedRate(start)
+
+
+def test_a_learned_rate_can_be_made_within_compiled_code():
+    made = jax.jit(lambda start: LearnedRate(start).init(PARAMS)[0])(jnp.asarray(0.5))
+    assert float(made) == pytest.approx(np.log(0.5))
+
+
+def test_granularities_are_named():
+    with pytest.raises(InputError, match="per is 'head'; choose one of: layer, model, parameter"):
+        LearnedRate(0.1, "head")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_new_meta_rate_is_data(name):
+    # The rate is in the state, so that reading or changing it compiles nothing.
+    traces = []
+    params, gradient = jnp.array([1.0, -2.0]), jnp.array([0.5, 0.25])
+    optimizer = make_optimizer(name, 0.1)
+
+    @jax.jit
+    def step(state):
+        traces.append(None)
+        with jax.numpy_dtype_promotion("standard"):
+            return optimizer.update(gradient, state, params)[0]
+
+    with jax.numpy_dtype_promotion("standard"):
+        state = optimizer.init(params)
+    state = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), state)
+    first = step(state)
+    assert float(state.hyperparams["learning_rate"]) == pytest.approx(0.1)
+    rate = jnp.asarray(0.2, state.hyperparams["learning_rate"].dtype)
+    doubled = step(state._replace(hyperparams=state.hyperparams | {"learning_rate": rate}))
+    assert len(traces) == 1
+    np.testing.assert_allclose(doubled, 2 * first, rtol=1e-6)
+    assert (first * gradient < 0).all()  # downhill
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("sgd", [0.1, 0.1, 0.1]), ("momentum", [0.1, 0.19, 0.271]), ("adam", [1.0, 1.0, 1.0])],
+)
+def test_steps_under_a_constant_gradient(name, sizes):
+    # SGD: rate * gradient; momentum 0.9 adds up 1, 1.9, 2.71; Adam divides by the gradient's size.
+    gradient = jnp.array([0.1])
+    optimizer = make_optimizer(name, 1.0)
+    with jax.numpy_dtype_promotion("standard"):
+        state = optimizer.init(jnp.zeros(1))
+        for size in sizes:
+            updates, state = optimizer.update(gradient, state, jnp.zeros(1))
+            assert float(updates[0]) == pytest.approx(-size, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimiser_has_a_rate_to_begin_with_and_a_reason(name):
+    value, reason = default_meta_lr(name)
+    assert 0 < value <= 0.01
+    assert len(reason) > 20
+    assert isinstance(make_optimizer(name, value), optax.GradientTransformation)
+
+
+@pytest.mark.parametrize("function", [default_meta_lr, lambda name: make_optimizer(name, 0.1)])
+def test_unknown_optimisers_are_refused(function):
+    with pytest.raises(InputError) as caught:
+        function("lion")
+    expected = "optimizer is 'lion'; choose one of: adam, adamw, momentum, rmsprop, sgd"
+    assert str(caught.value) == expected
