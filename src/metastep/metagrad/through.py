@@ -16,6 +16,7 @@ from metastep.adapt import AbstractAdapter, InnerGradient
 from metastep.metagrad.core import AbstractMetaGradient, RateRule, TaskOutcome, judge
 from metastep.models import Objective
 from metastep.theory.citations import source
+from metastep.theory.hessian_free import hessian_free_step
 
 
 class AbstractThrough(AbstractMetaGradient):
@@ -85,10 +86,10 @@ class FirstOrder(AbstractThrough):
 class HessianFree(AbstractThrough):
     """HF-MAML: Hessian products by a central difference of gradients along the outer gradient.
 
-    H v is taken as (g(w + s v/||v||) - g(w - s v/||v||)) ||v|| / (2 s) on D_h (D_in by default), where the
-    displacement s is the smaller of eps^(1/3) (1 + ||w||), which balances truncation against rounding, and
-    1 / (6 rho alpha), which is the printed rule delta = 1 / (6 rho alpha ||v||). The printed rule alone leaves
-    a bias that more data does not remove; with rho = 0 it sets no limit, and for v = 0 the product is 0.
+    H v is taken as (g(w + delta v) - g(w - delta v)) / (2 delta) on D_h (D_in by default), with delta from
+    `theory.hessian_free_step`: small enough for the difference to be a derivative, large enough for rounding not
+    to show, and never above the printed rule 1 / (6 rho alpha ||v||), which alone would leave a bias that more
+    data does not remove.
 
     Attributes
     ----------
@@ -99,47 +100,43 @@ class HessianFree(AbstractThrough):
 
     def inner_gradient(self, objective: Objective, episode: Episode, alpha: Rate) -> InnerGradient:
         largest = jnp.max(jnp.array([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(alpha)]))
-        cap = _printed_displacement(self.hessian_lipschitz, largest)
         curvature = episode.support if episode.curvature is None else episode.curvature
-        rule = _difference_rule(objective)
-        return lambda params: rule(params, episode.support, curvature, cap)
+        rule = _difference_rule(objective, self.hessian_lipschitz)
+        return lambda params: rule(params, episode.support, curvature, largest)
 
 
-def _printed_displacement(hessian_lipschitz: float, alpha: Scalar) -> Scalar:
-    """delta ||v|| of the printed rule, 1 / (6 rho alpha); infinite where the rule sets no limit."""
-    product = 6 * hessian_lipschitz * jax.lax.stop_gradient(alpha)
-    return jnp.where(product > 0, 1 / jnp.where(product > 0, product, 1), jnp.inf)
-
-
-def _difference_rule(objective: Objective):
+def _difference_rule(objective: Objective, hessian_lipschitz: float):
     """A support gradient whose backward pass is two more gradients instead of a Hessian product."""
 
     @jax.custom_vjp
-    def gradient(params: Params, support: Batch, curvature: Batch, cap: Scalar):
+    def gradient(params: Params, support: Batch, curvature: Batch, alpha: Scalar):
         return jax.value_and_grad(objective.on(support))(params)
 
-    def forward(params: Params, support: Batch, curvature: Batch, cap: Scalar):
-        return gradient(params, support, curvature, cap), (params, curvature, cap)
+    def forward(params: Params, support: Batch, curvature: Batch, alpha: Scalar):
+        return gradient(params, support, curvature, alpha), (params, curvature, alpha)
 
     def backward(saved: tuple[Params, Batch, Scalar], cotangent: tuple[Scalar, Params]):
-        params, curvature, cap = saved
-        product = hessian_product(objective, params, curvature, cotangent[1], cap)
-        return product, None, None, None
+        params, curvature, alpha = saved
+        direction = cotangent[1]
+        length, size = otu.tree_norm(direction), otu.tree_norm(params)
+        delta = hessian_free_step(
+            length,
+            alpha=alpha.astype(length.dtype),
+            hessian_lipschitz=jnp.asarray(hessian_lipschitz, length.dtype),
+            scale=1 + size,
+        )
+        return hessian_product(objective, params, curvature, direction, delta), None, None, None
 
     gradient.defvjp(forward, backward)
     return gradient
 
 
 def hessian_product(
-    objective: Objective, params: Params, batch: Batch, direction: Params, cap: Scalar
+    objective: Objective, params: Params, batch: Batch, direction: Params, delta: Scalar
 ) -> Params:
-    """H direction by a central difference of gradients, with displacement at most `cap`."""
-    length = otu.tree_norm(direction)
-    epsilon = jnp.finfo(length.dtype).eps
-    natural = epsilon ** (1 / 3) * (1 + otu.tree_norm(params))
-    displacement = jnp.minimum(natural, jnp.asarray(cap, length.dtype))
-    scale = jnp.where(length > 0, displacement / jnp.where(length > 0, length, 1), 0)
+    """H direction by a central difference of gradients, `delta` directions ahead and behind."""
+    step = jnp.asarray(delta, otu.tree_norm(direction).dtype)
     gradient = jax.grad(objective.on(batch))
-    ahead = gradient(otu.tree_add_scale(params, scale, direction))
-    behind = gradient(otu.tree_add_scale(params, -scale, direction))
-    return otu.tree_scale(length / (2 * displacement), otu.tree_sub(ahead, behind))
+    ahead = gradient(otu.tree_add_scale(params, step, direction))
+    behind = gradient(otu.tree_add_scale(params, -step, direction))
+    return otu.tree_scale(1 / (2 * step), otu.tree_sub(ahead, behind))

@@ -96,7 +96,8 @@ def hessian_free_step(
     )
     is_moving = norm > 0
     balanced = jnp.finfo(norm.dtype).eps ** (1 / 3) * length / jnp.where(is_moving, norm, 1)
-    rule = hessian_free_delta(norm, alpha=alpha, hessian_lipschitz=hessian_lipschitz, default=1.0)
+    limit = hessian_free_delta(norm, alpha=alpha, hessian_lipschitz=hessian_lipschitz, default=1.0)
+    rule = limit.astype(norm.dtype)
     product = jnp.asarray(alpha, norm.dtype) * jnp.asarray(hessian_lipschitz, norm.dtype) * norm
     return jnp.where(product > 0, jnp.minimum(rule, balanced), balanced)
 
