@@ -190,6 +190,18 @@ def test_every_mistake_is_one_line_and_status_2(capsys, tmp_path):
     assert not (tmp_path.parent / "outside").exists()
 
 
+def test_tensorboard_gets_the_metrics(capsys, tmp_path):
+    # The event files are in the run's own folder, and neither they nor a resume stand in its way.
+    folder = tmp_path / "run"
+    start = ["train", "sinusoid", "--alpha", "0.01", "--tensorboard", "--out", folder, *QUICK]
+    assert run(capsys, *start)[0] == 0
+    assert run(capsys, "train", "--resume", "--out", folder, "--iterations", "25")[0] == 0
+    assert run(capsys, *start, "--overwrite")[0] == 0
+    events = list((folder / "tensorboard").glob("events*"))
+    assert len(events) == 1
+    assert b"validation/loss" in events[0].read_bytes()
+
+
 def test_usage_errors_are_status_2(capsys):
     for arguments in (
         ["train", "sinusoid", "--alhpa", "1"],

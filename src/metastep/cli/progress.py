@@ -112,10 +112,11 @@ class TensorBoardObserver:
             raise InputError(
                 "--tensorboard needs tensorboardX; install it with: pip install 'metastep[tensorboard]'"
             ) from error
-        self._writer = SummaryWriter(folder)
+        self._open, self._folder = SummaryWriter, folder
 
     def start(self, iteration: int, total: int) -> None:
         del iteration, total
+        self._writer = self._open(self._folder)  # not before the run has claimed its folder
 
     def progress(self, iteration: int, figures: dict[str, float]) -> None:
         del iteration, figures
