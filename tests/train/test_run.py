@@ -223,6 +223,19 @@ def test_folders_that_are_no_runs(tmp_path):
         train(small(), RunFolder(tmp_path / "file"))
 
 
+def test_places_that_cannot_be_written_to(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file cannot be written to; choose another folder"):
+        train(small(), RunFolder(tmp_path / "file" / "run"))
+
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(InputError, match=r"cannot be created \(Permission denied\)"):
+        train(small(), RunFolder(tmp_path / "run"))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

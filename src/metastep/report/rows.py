@@ -37,7 +37,12 @@ def rates_rows(record: dict[str, Any]) -> list[Row]:
         _rate(record, "meta_lr", "meta rate used", note="meta_lr_reason"),
         _rate(record, "beta_max", "bound of the meta rate β"),
         _gain(record, "predicted_gain", "predicted gain of one step"),
-        _gain(record, "label_free_gain", "gain predicted without labels"),
+        _gain(
+            record,
+            "label_free_gain",
+            "gain predicted without labels",
+            "holds if task optima are isotropic and labels exact, as (H.6) assumes; optimistic otherwise",
+        ),
     ]
     if "num_tasks" in record:
         rows.append(Row("tasks measured on", count(record["num_tasks"])))
@@ -53,10 +58,10 @@ def _rate(
     return Row(label, number(value), interval(record.get(bounds)), str(reason))
 
 
-def _gain(record: dict[str, Any], key: str, label: str) -> Row | None:
+def _gain(record: dict[str, Any], key: str, label: str, note: str = "") -> Row | None:
     if record.get(key) is None:
         return None
-    return Row(label, f"{percent(record[key])} of the query loss")
+    return Row(label, f"{percent(record[key])} of the query loss", note=note)
 
 
 @dataclasses.dataclass(frozen=True)

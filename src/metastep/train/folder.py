@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,12 @@ class RunFolder:
         self, config: TrainConfig, description: dict[str, Any], scaling: Any, command: str
     ) -> None:
         """Record what is about to be run."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"--out {self.path} cannot be created ({error.strerror}); choose another folder"
+            ) from error
         write_json(
             self.config,
             {
@@ -115,6 +122,13 @@ class RunFolder:
         """Raise unless a run may start, or go on, in this folder."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--out {self.path} is a file; give a folder that can be created")
+        existing = next(
+            path for path in (self.path, *self.path.absolute().parents) if path.exists()
+        )
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise InputError(
+                f"--out {self.path}: {existing} cannot be written to; choose another folder"
+            )
         if resume:
             self.check_exists()
         elif self.config.exists() and not overwrite:
