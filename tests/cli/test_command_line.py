@@ -150,7 +150,7 @@ def mistakes(folder):
     (folder / "images").mkdir()
     return {
         "no such file": (["rates", folder / "none.csv"], "neither a known name"),
-        "nan": (["rates", folder / "nan.csv"], "column 't' in row 241"),
+        "nan": (["rates", folder / "nan.csv"], "column 't' is nan in row 241"),
         "one-row task": (["rates", folder / "one_row.csv"], "'lonely', has 1: lower --shots"),
         "empty": (["rates", folder / "empty.csv"], "empty"),
         "header only": (["rates", folder / "header_only.csv"], "holds no rows"),
