@@ -84,10 +84,7 @@ def test_equals_central_differences(problem, name, steps):
     for seed in range(3):
         direction = random_like(meta, seed)
         expected = directional_difference(loss, meta, direction)
-        tolerance = 1e-6 if name != "hfmaml" else 1e-5
-        assert inner_product(gradient, direction) == pytest.approx(
-            expected, rel=tolerance, abs=1e-8
-        )
+        assert inner_product(gradient, direction) == pytest.approx(expected, rel=1e-6, abs=1e-8)
 
 
 def quadratic_task(rng, dim=4, shots=6, queries=5, curvature=0):
