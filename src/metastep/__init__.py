@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from metastep import (
         adapt,
         datasets,
-        experiments,
         metagrad,
         models,
         rates,
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 _SUBPACKAGES = (
     "adapt",
     "datasets",
-    "experiments",
     "metagrad",
     "models",
     "rates",
@@ -46,7 +44,6 @@ __all__ = [
     "__version__",
     "adapt",
     "datasets",
-    "experiments",
     "metagrad",
     "models",
     "rates",
