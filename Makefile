@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 UV     := $(shell command -v uv 2>/dev/null)
 RUN    ?= runs/demo
 
-.PHONY: demo test check lint types layers docs examples lock clean help
+.PHONY: demo test check lint types layers docs lock clean help
 
 demo: $(READY)  ## meta-train on the sinusoid family with measured rates and write runs/demo/report.html
 	$(BIN)/metastep train sinusoid --out $(RUN) --overwrite
