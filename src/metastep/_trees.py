@@ -31,8 +31,3 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
 def select(condition: Bool[Array, ""], if_true: PyTree, if_false: PyTree) -> PyTree:
     """Leaf by leaf, `if_true` where the scalar condition holds, else `if_false`."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
-
-
-def count_parameters(params: Params) -> int:
-    """Number of scalars in a pytree of arrays."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

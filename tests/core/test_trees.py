@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metastep._trees import all_finite, count_parameters, descend, scale, select
+from metastep._trees import all_finite, descend, scale, select
 
 
 def two_layers(rng, dtype=np.float64):
@@ -88,9 +88,3 @@ def test_select_takes_whole_trees():
 def test_select_keeps_nan_out():
     chosen = select(jnp.asarray(False), jnp.full(3, jnp.nan), jnp.arange(3.0))
     np.testing.assert_array_equal(chosen, [0, 1, 2])
-
-
-def test_parameters_are_counted(rng):
-    assert count_parameters(two_layers(rng)) == 2 + 3 * 2 + 2
-    assert count_parameters({}) == 0
-    assert count_parameters(jnp.ones(())) == 1

@@ -1,12 +1,10 @@
 """Records as rows of text: what the terminal tables and the HTML report both show."""
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from typing import Any
 
 from metastep.report._format import (
-    as_number,
     count,
     estimate,
     interval,
@@ -133,9 +131,3 @@ def info_rows(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, s
             yield from info_rows(value, f"{name}.")
         else:
             yield name, plain(value)
-
-
-def has_gain(record: dict[str, Any]) -> bool:
-    """Whether the measurement predicts that one step helps at all."""
-    gain = as_number(record.get("predicted_gain"))
-    return math.isfinite(gain) and gain > 0

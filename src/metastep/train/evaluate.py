@@ -9,7 +9,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from metastep._errors import check_count
 from metastep._records import Estimate
-from metastep._types import Batch, Episode, Params, Rate
+from metastep._types import Episode, Params, Rate
 from metastep.adapt import GradientAdapter
 from metastep.tasks import AbstractTaskFamily
 from metastep.train.learner import Learner, map_tasks, rate_at
@@ -162,8 +162,3 @@ def evaluate(
         for step in range(steps + 1)
     ]
     return Evaluation(num_tasks, transductive, curve)
-
-
-def single_episode(support: Batch, query_x: Array) -> Episode:
-    """An episode whose query labels are not known."""
-    return Episode(support, Batch(query_x, jnp.zeros(query_x.shape[0])))
