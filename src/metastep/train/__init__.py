@@ -17,6 +17,7 @@ from metastep.train.run import (
 )
 from metastep.train.state import TrainState, initial_state
 from metastep.train.step import advance, meta_step
+from metastep.train.sweep import SweepResult, sweep
 from metastep.train.trained import TrainedRun, adapt_and_predict, evaluate_run, load_run
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "ProblemConfig",
     "RunFolder",
     "Schedule",
+    "SweepResult",
     "TaskConfig",
     "TaskSet",
     "TrainConfig",
@@ -52,5 +54,6 @@ __all__ = [
     "resume",
     "run_loop",
     "side_by_side",
+    "sweep",
     "train",
 ]

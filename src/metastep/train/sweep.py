@@ -1,0 +1,208 @@
+"""Many trainings as one compiled program: the (alpha, beta) plane, and seeds, as a mapped axis."""
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray
+
+from metastep._errors import InputError, check_count, check_positive
+from metastep.tasks import TaskSplits
+from metastep.train.evaluate import compile_judge
+from metastep.train.learner import Learner, mean_alpha
+from metastep.train.loop import Pace
+from metastep.train.state import HEALTHY, TrainState, initial_state
+from metastep.train.step import advance
+
+Progress = Callable[[int, int], None]
+"""Called with (meta-steps done, meta-steps in all)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepResult:
+    """What became of every training; the axes are (milestone, alpha, meta rate, seed).
+
+    Attributes
+    ----------
+    alphas, meta_lrs, seeds, milestones : the axes
+    train_loss : mean query loss after adaptation over the last meta-steps before the milestone
+    test_loss : on held-out tasks, the same ones for every training of a seed; infinity once diverged
+    test_metric : accuracy there, NaN for regression
+    alpha : adaptation rate in force at the milestone, which a rate of its own mind may have moved
+    diverged_at : (alpha, meta rate, seed) the meta-step that left the finite numbers; 0 for none
+    seconds : wall time of all trainings together, compilation included
+    """
+
+    alphas: list[float]
+    meta_lrs: list[float]
+    seeds: list[int]
+    milestones: list[int]
+    train_loss: np.ndarray
+    test_loss: np.ndarray
+    test_metric: np.ndarray
+    alpha: np.ndarray
+    diverged_at: np.ndarray
+    seconds: float
+
+
+def sweep(
+    learner: Learner,
+    splits: TaskSplits,
+    alphas: Sequence[float] | None,
+    meta_lrs: Sequence[float],
+    seeds: Sequence[int] = (0,),
+    *,
+    milestones: Sequence[int],
+    test_tasks: int = 200,
+    window: int | None = None,
+    cells_at_once: int | None = None,
+    progress: Progress = lambda done, total: None,
+) -> SweepResult:
+    """Train at every adaptation rate, meta rate and seed, and judge each at every milestone.
+
+    All trainings of a seed start from the same parameters and see the same tasks, so that differences are
+    those of the rates. A training that diverges stops there and does not disturb the others.
+
+    Parameters
+    ----------
+    learner : what is trained; its rate must be a `FixedRate` if `alphas` are given, and its optimiser must
+        keep its rate in its state (`make_optimizer`)
+    splits : tasks to train on (`train`) and to be judged by (`test`)
+    alphas : adaptation rates; None leaves the learner's own rate to itself
+    meta_lrs : meta rates
+    seeds : one training each, from its own parameters and tasks
+    milestones : numbers of meta-steps, increasing; the last one ends the training
+    test_tasks : held-out tasks of a judgement
+    window : meta-steps averaged for `train_loss`; a twentieth of the training by default
+    cells_at_once : trainings computed side by side; all for dense models, one for convolutions on CPU
+    progress : told after each dispatch
+
+    Raises
+    ------
+    InputError
+        For rates that are not above 0 or milestones that do not increase.
+    """
+    _check(alphas, meta_lrs, seeds, milestones)
+    axes = (alphas or (math.nan,), meta_lrs, seeds)
+    cells = list(itertools.product(*axes))
+    shape = tuple(len(axis) for axis in axes)
+    keys = {seed: jax.random.split(jax.random.key(seed), 3) for seed in seeds}
+    states = _stack([_start(learner, cell, keys[cell[2]][0]) for cell in cells])
+    training_keys = jnp.stack([keys[seed][1] for _, _, seed in cells])
+    test_keys = jnp.stack([keys[seed][2] for _, _, seed in cells])
+    width = cells_at_once or (1 if learner.tasks_at_once == 1 else len(cells))
+    run = _compile(learner, splits, width)
+    judge = _compile_test(learner, splits, test_tasks, width)
+    window = window or max(1, milestones[-1] // 20)
+    began, rows = time.monotonic(), []
+    for milestone in milestones:
+        states = _advance_to(run, states, training_keys, milestone - window, milestones, progress)
+        states = eqx.tree_at(
+            lambda s: s.window, states, jax.tree.map(jnp.zeros_like, states.window)
+        )
+        states = _advance_to(run, states, training_keys, milestone, milestones, progress)
+        rows.append(_row(learner, states, *judge(states, test_keys)))
+    columns = [
+        np.stack(column).reshape(len(milestones), *shape) for column in zip(*rows, strict=True)
+    ]
+    failed = np.where(states.failure == HEALTHY, 0, np.asarray(states.iteration) + 1)
+    return SweepResult(
+        [float(a) for a in axes[0]],
+        [float(b) for b in meta_lrs],
+        list(seeds),
+        list(milestones),
+        *columns,
+        diverged_at=failed.reshape(shape),
+        seconds=time.monotonic() - began,
+    )
+
+
+def _check(alphas, meta_lrs, seeds, milestones) -> None:
+    for name, values in (("alphas", alphas), ("meta_lrs", meta_lrs)):
+        for value in values if values is not None else ():
+            check_positive(name, value)
+    if not len(meta_lrs) or not len(seeds) or (alphas is not None and not len(alphas)):
+        raise InputError("a sweep needs at least one adaptation rate, one meta rate and one seed")
+    if not len(milestones) or list(milestones) != sorted(set(milestones)):
+        raise InputError(f"milestones must increase, but are {list(milestones)}")
+    check_count("milestones", milestones[0])
+
+
+def _start(learner: Learner, cell: tuple[float, float, int], key: PRNGKeyArray) -> TrainState:
+    """The first state of one training, with its own rates in it."""
+    alpha, meta_lr, _ = cell
+    state = initial_state(learner, key)
+    hyperparams = state.optimizer_state.hyperparams
+    rate = jnp.asarray(meta_lr, hyperparams["learning_rate"].dtype)
+    state = eqx.tree_at(lambda s: s.optimizer_state.hyperparams["learning_rate"], state, rate)
+    if math.isnan(alpha):
+        return state
+    fixed = jax.tree.map(lambda leaf: jnp.full_like(leaf, alpha), state.rate_state)
+    return dataclasses.replace(state, rate_state=fixed)
+
+
+def _stack(states: list[TrainState]) -> TrainState:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+def _compile(learner: Learner, splits: TaskSplits, width: int):
+    """(states, keys, until) -> states, with `width` trainings side by side."""
+
+    @jax.jit
+    def run(family, states: TrainState, keys: PRNGKeyArray, until: Array) -> TrainState:
+        def one(cell: tuple[TrainState, PRNGKeyArray]) -> TrainState:
+            return advance(learner, family, cell[1], cell[0], until)
+
+        return jax.lax.map(one, (states, keys), batch_size=width if width > 1 else None)
+
+    return lambda states, keys, until: run(splits.train, states, keys, until)
+
+
+def _compile_test(learner: Learner, splits: TaskSplits, num_tasks: int, width: int):
+    """(states, keys) -> losses and metrics after adaptation, each (cells,)."""
+    judge = compile_judge(learner, learner.adapter.steps, num_tasks)
+
+    @jax.jit
+    def test(family, states: TrainState, keys: PRNGKeyArray) -> tuple[Array, Array]:
+        def one(cell: tuple[TrainState, PRNGKeyArray]) -> tuple[Array, Array]:
+            state, key = cell
+            alpha = learner.rate.alpha(state.meta, state.rate_state)
+            losses, metrics = judge(state.meta.params, alpha, family, key)
+            return jnp.mean(losses[:, -1]), jnp.mean(metrics[:, -1])
+
+        return jax.lax.map(one, (states, keys), batch_size=width if width > 1 else None)
+
+    return lambda states, keys: test(splits.test, states, keys)
+
+
+def _advance_to(run, states, keys, target: int, milestones, progress: Progress) -> TrainState:
+    """Dispatch by dispatch, so that progress can be shown."""
+    pace, done = Pace(), int(jnp.max(states.iteration))
+    while done < target:
+        until = min(target, done + pace.dispatch_size())
+        began = time.monotonic()
+        states = jax.block_until_ready(run(states, keys, jnp.asarray(until)))
+        pace.add(until - done, time.monotonic() - began)
+        done = until
+        progress(done, milestones[-1])
+    return states
+
+
+def _row(learner: Learner, states: TrainState, test_loss: Array, test_metric: Array):
+    """Train loss, test loss, test metric and alpha of every training; no finite loss once diverged."""
+    healthy = np.asarray(states.failure) == HEALTHY
+    steps = np.maximum(np.asarray(states.window.steps), 1)
+    train_loss = np.where(healthy, np.asarray(states.window.loss) / steps, np.inf)
+    test_loss = np.where(healthy & np.isfinite(test_loss), test_loss, np.inf)
+    alphas = jax.vmap(lambda s: _mean_alpha(learner, s))(states)
+    return train_loss, test_loss, np.asarray(test_metric), np.asarray(alphas)
+
+
+def _mean_alpha(learner: Learner, state: TrainState) -> Array:
+    return mean_alpha(learner.rate.alpha(state.meta, state.rate_state))
