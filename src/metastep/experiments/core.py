@@ -1,0 +1,84 @@
+"""What an experiment is: a configuration, a run that returns records, a figure and claims made from them."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+from matplotlib.figure import Figure
+
+from metastep._errors import check_choice
+
+Verdict = Literal["holds", "holds with a condition", "does not hold", "not tested"]
+VERDICTS: tuple[Verdict, ...] = ("holds", "holds with a condition", "does not hold", "not tested")
+
+Report = Callable[[str, int, int], None]
+"""Told what is being done, and how many of how many parts are done."""
+
+Records = dict[str, Any]
+"""What a run found, as JSON can hold it. A dict or a list of rows of numbers also becomes a .csv."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """One statement of a paper, and what became of it.
+
+    Attributes
+    ----------
+    text : what the paper says, in our words
+    source : where it says so
+    test : how it was tested here
+    verdict : one of `VERDICTS`
+    evidence : the numbers behind the verdict, computed from the records
+    """
+
+    text: str
+    source: str
+    test: str
+    verdict: Verdict
+    evidence: str
+
+    def __post_init__(self) -> None:
+        check_choice("verdict", self.verdict, VERDICTS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A figure or table of a paper as a program. Each file of this package defines one, EXPERIMENT.
+
+    `plot` and `claims` see the records as they are read back from records.json: plain numbers and
+    lists, None where a number was not finite.
+
+    Attributes
+    ----------
+    name : name on the command line, the file's own with hyphens
+    title : what it shows, on one line
+    paper : key of the paper in `metastep.theory.citations.BIBLIOGRAPHY`
+    quick, paper_scale : configurations for seconds, and with the paper's own sizes
+    run : (configuration, seed, report) -> records
+    plot : records -> figure
+    claims : records -> the paper's claims and their verdicts
+    float64 : whether the run needs double precision
+    needs : "omniglot" if the run reads it; the configuration then has a field `data`
+    """
+
+    name: str
+    title: str
+    paper: str
+    quick: Any
+    paper_scale: Any
+    run: Callable[[Any, int, Report], Records]
+    plot: Callable[[Records], Figure]
+    claims: Callable[[Records], list[Claim]]
+    float64: bool = True
+    needs: Literal["", "omniglot"] = ""
+
+
+def verdict_of(holds: bool) -> Verdict:
+    """The verdict of a yes-or-no test."""
+    return "holds" if holds else "does not hold"
+
+
+def count_verdicts(claims: list[dict[str, Any]]) -> dict[str, int]:
+    """How many claims got each verdict, in the order of `VERDICTS`, zeros left out."""
+    counts = {verdict: sum(one["verdict"] == verdict for one in claims) for verdict in VERDICTS}
+    return {verdict: count for verdict, count in counts.items() if count}
