@@ -1,0 +1,68 @@
+"""What several experiments on linear models share: laws of the inputs, features, and the best rate of a curve."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Array
+
+from metastep import theory
+
+Law = Literal["normal", "uniform", "exponential"]
+LAWS: tuple[Law, ...] = ("normal", "uniform", "exponential")
+DESIGNS = ("random", "rbf", "polynomial")
+
+_GRID = 201  # rates per scan; the same number every time, so that one compiled program serves all
+_SCANS = 3
+
+
+def draw_law(rng: np.random.Generator, law: Law, shape: tuple[int, ...]) -> np.ndarray:
+    """Independent numbers of standard deviation 1: N(0, 1), U(-sqrt 3, sqrt 3) or Exp(1), mean 1.
+
+    NumPy draws here and elsewhere in these experiments: JAX compiles a sampler for every shape anew.
+    """
+    samplers = {
+        "normal": lambda: rng.standard_normal(shape),
+        "uniform": lambda: rng.uniform(-(3**0.5), 3**0.5, shape),
+        "exponential": lambda: rng.exponential(1.0, shape),
+    }
+    return samplers[law]()
+
+
+def design_features(
+    rng: np.random.Generator, design: str, tasks: int, shots: int, dim: int
+) -> Array:
+    """Features (tasks, shots, dim) of the three designs of Zou et al., section H.4.2.
+
+    random: entries U(-5, 5). rbf: centres evenly on [-5, 5], width 1, x U(-5, 5). polynomial: Taylor's
+    c_j = 1 / j!, x U(-2, 2). The paper gives no centres, widths, nor law of x for the last two.
+    """
+    if design == "random":
+        return theory.identity_features(rng.uniform(-5.0, 5.0, (tasks, shots, dim)))
+    if design == "rbf":
+        x = rng.uniform(-5.0, 5.0, (tasks, shots))
+        return theory.gaussian_features(x, np.linspace(-5.0, 5.0, dim), 1.0)
+    taylor = np.array([1 / math.factorial(j) for j in range(dim)])
+    return theory.polynomial_features(rng.uniform(-2.0, 2.0, (tasks, shots)), dim, taylor)
+
+
+def best_rate(curve: theory.RiskCurve, high: float) -> float:
+    """The rate in [0, high] of least risk: a scan of the whole range, then of what surrounds its minimum."""
+    low, width = 0.0, high
+    for _ in range(_SCANS):
+        alphas = np.linspace(low, low + width, _GRID)
+        best = alphas[int(np.nanargmin(curve.risks(alphas)))]
+        width = 2 * width / (_GRID - 1)
+        low = max(0.0, best - width / 2)
+    return float(best)
+
+
+def log_slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """Exponent p of the power law y = c x^p fitted to positive numbers by least squares of logarithms."""
+    return float(np.polyfit(np.log(np.asarray(x)), np.log(np.asarray(y)), 1)[0])
+
+
+def floats(values: Any) -> list:
+    """An array as (nested) lists of Python floats."""
+    return np.asarray(values, float).tolist()
