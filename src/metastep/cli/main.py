@@ -15,6 +15,7 @@ DESCRIPTION = """Meta-learning whose learning rates come from theory and measure
   metastep train sinusoid --out RUN         meta-train at that rate, with a report
   metastep evaluate RUN                     600 held-out tasks
   metastep adapt RUN --support A.csv --query B.csv --out P.csv
+  metastep reproduce all --out DIR          the papers' figures, and which claims hold
   metastep data info my_sensors.csv
 
 `metastep VERB --help` has the options of a verb and an example."""
@@ -24,6 +25,7 @@ _SUMMARIES = {
     "train": "Meta-train, with measured rates unless others are given.",
     "evaluate": "Judge a run on held-out tasks.",
     "adapt": "Adapt a trained run to one new task and predict.",
+    "reproduce": "Reproduce the papers' figures and tables, and test their claims.",
     "data": "Fetch data, or look at it.",
 }
 
@@ -56,6 +58,10 @@ def _verb(name: str) -> Callable[[list[str]], Any]:
     if name not in _SUMMARIES:
         known = ", ".join(_SUMMARIES)
         raise UserError(f"there is no verb {name!r}; choose one of: {known} (see {PROGRAM} --help)")
+    if name == "reproduce":  # its --list needs no jax
+        from metastep.cli.reproduce import reproduce
+
+        return reproduce
     from metastep.cli import verbs
 
     return getattr(verbs, name)

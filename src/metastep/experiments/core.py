@@ -76,9 +76,3 @@ class Experiment:
 def verdict_of(holds: bool) -> Verdict:
     """The verdict of a yes-or-no test."""
     return "holds" if holds else "does not hold"
-
-
-def count_verdicts(claims: list[dict[str, Any]]) -> dict[str, int]:
-    """How many claims got each verdict, in the order of `VERDICTS`, zeros left out."""
-    counts = {verdict: sum(one["verdict"] == verdict for one in claims) for verdict in VERDICTS}
-    return {verdict: count for verdict, count in counts.items() if count}

@@ -1,0 +1,259 @@
+"""Run experiments and write what they found: figure, records, tables, claims, and what it cost."""
+
+import contextlib
+import csv
+import dataclasses
+import gc
+import io
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from metastep import experiments
+from metastep._errors import DataError, InputError, check_choice, check_count
+from metastep._records import read_json, to_plain, write_bytes, write_json
+from metastep.datasets.paths import data_root
+from metastep.experiments.core import Experiment, Report
+from metastep.report.style import save_figure
+
+Scale = Literal["quick", "paper"]
+SCALES: tuple[Scale, ...] = ("quick", "paper")
+FINISHED = "finished"
+RESULT = "result.json"
+
+
+def _silent(text: str, done: int, total: int) -> None:
+    del text, done, total
+
+
+def run_experiments(
+    names: Sequence[str],
+    out: Path,
+    *,
+    scale: Scale = "quick",
+    seed: int = 0,
+    data: str | Path | None = None,
+    report: Callable[[str], Report] = lambda name: _silent,
+) -> Iterator[dict[str, Any]]:
+    """Run experiments one after the other; yield the record of each when it is written.
+
+    Parameters
+    ----------
+    names : experiments; "all" stands for every one
+    out : folder; each experiment writes to OUT/NAME
+    scale : "quick" or "paper"
+    seed : of everything random
+    data : data root; None for METASTEP_DATA or the user cache
+    report : name -> progress callback
+
+    Raises
+    ------
+    InputError
+        Before anything runs: for an unknown name or scale, a negative seed, or a folder that cannot
+        be written to. What an experiment itself raises is recorded, not raised.
+    """
+    check_choice("scale", scale, SCALES)
+    check_count("seed", seed, minimum=0)
+    chosen = resolve(names)
+    _check_folder(out)
+    for name in chosen:
+        experiment = experiments.load(name)
+        yield run_experiment(
+            experiment, out, scale=scale, seed=seed, data=data, report=report(name)
+        )
+
+
+def resolve(names: Sequence[str]) -> list[str]:
+    """The names asked for, each once; "all" is every name.
+
+    Raises
+    ------
+    InputError
+        For a name that does not exist, or none at all; the message lists those there are.
+    """
+    known = experiments.names()
+    if not names:
+        raise InputError(f"no experiment was named; choose from: all, {', '.join(known)}")
+    unknown = [name for name in names if name not in (*known, "all")]
+    if unknown:
+        raise InputError(
+            f"there is no experiment {unknown[0]!r}; choose from: all, {', '.join(known)}"
+        )
+    return list(known) if "all" in names else list(dict.fromkeys(names))
+
+
+def _check_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_bytes(out / ".writable", b"")
+        (out / ".writable").unlink()
+    except OSError as error:
+        raise InputError(
+            f"--out {out} cannot be written to ({error.strerror}); choose another folder"
+        ) from error
+
+
+def run_experiment(
+    experiment: Experiment,
+    out: Path,
+    *,
+    scale: Scale = "quick",
+    seed: int = 0,
+    data: str | Path | None = None,
+    report: Report = _silent,
+) -> dict[str, Any]:
+    """Run one experiment, write OUT/NAME and return its record.
+
+    Returns
+    -------
+    name, title, paper, scale, seed, command; status: "finished", "not run: ..." or "failed: ...";
+    claims; files, relative to OUT; seconds; peak_memory_mb, the most the process held meanwhile.
+    """
+    folder = out / experiment.name
+    _remove_earlier(out, folder)
+    measured = _Measured()
+    claims: list[Any] = []
+    files: list[Path] = []
+    try:
+        records = _records(experiment, scale, seed, data_root(data), report)
+        files = _write(experiment, records, folder)
+        claims = experiment.claims(records)
+        files.append(_written(folder / "claims.json", claims))
+        status = FINISHED
+    except DataError as error:
+        status = f"not run: {error}"
+    except Exception as error:  # one experiment that fails must not end the others
+        status = f"failed: {type(error).__name__}: {error}"
+        write_bytes(folder / "traceback.txt", traceback.format_exc().encode())
+        files.append(folder / "traceback.txt")
+    record = {
+        "name": experiment.name,
+        "title": experiment.title,
+        "paper": experiment.paper,
+        "scale": scale,
+        "seed": seed,
+        "status": status,
+        "claims": to_plain(claims),
+        "files": [path.relative_to(out).as_posix() for path in files],
+        **measured.record(),
+        "command": _command(experiment, out, scale, seed, data),
+    }
+    write_json(folder / RESULT, record)
+    return record
+
+
+def _records(
+    experiment: Experiment, scale: Scale, seed: int, root: Path, report: Report
+) -> dict[str, Any]:
+    """The records of a run as JSON would give them back, so that figure and claims see no more."""
+    config = experiment.quick if scale == "quick" else experiment.paper_scale
+    if experiment.needs:
+        if not (root / experiment.needs).is_dir():
+            raise DataError(
+                f"there is no folder {experiment.needs} in {root}; run `metastep data fetch "
+                f"{experiment.needs}` or give --data"
+            )
+        config = dataclasses.replace(config, data=str(root))
+    with jax.enable_x64(experiment.float64):
+        found = to_plain(experiment.run(config, seed, report))
+    shown = dataclasses.replace(config, data=None) if experiment.needs else config
+    return {"config": to_plain(shown), **found}
+
+
+def _write(experiment: Experiment, records: dict[str, Any], folder: Path) -> list[Path]:
+    written = [_written(folder / "records.json", records)]
+    written += save_figure(experiment.plot(records), folder / "figure.png")
+    for name, text in tables(records):
+        write_bytes(folder / f"{name}.csv", text.encode())
+        written.append(folder / f"{name}.csv")
+    return written
+
+
+def _written(path: Path, record: Any) -> Path:
+    write_json(path, record)
+    return path
+
+
+def _remove_earlier(out: Path, folder: Path) -> None:
+    """Delete what an earlier run listed as its own, so that its files do not pass for new ones."""
+    try:
+        listed = [out / name for name in read_json(folder / RESULT)["files"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for path in listed:
+        if path.parent == folder:
+            path.unlink(missing_ok=True)
+
+
+def tables(records: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(name, CSV text) of every entry that is a table: equally long columns, or rows, of numbers and text."""
+    for name, entry in records.items():
+        rows = entry
+        if isinstance(entry, dict) and all(isinstance(one, list) for one in entry.values()):
+            if len({len(column) for column in entry.values()}) != 1:
+                continue
+            rows = [dict(zip(entry, row, strict=True)) for row in zip(*entry.values(), strict=True)]
+        if _is_table(rows):
+            yield name, _csv(rows)
+
+
+def _is_table(rows: Any) -> bool:
+    if not isinstance(rows, list) or len(rows) < 2:
+        return False
+    return all(
+        isinstance(row, dict)
+        and row.keys() == rows[0].keys()
+        and not any(isinstance(value, (list, dict)) for value in row.values())
+        for row in rows
+    )
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def _command(
+    experiment: Experiment, out: Path, scale: Scale, seed: int, data: str | Path | None
+) -> str:
+    words = ["metastep", "reproduce", experiment.name, "--scale", scale, "--seed", str(seed)]
+    words += ["--data", str(data)] if data and experiment.needs else []
+    return shlex.join([*words, "--out", str(out)])
+
+
+class _Measured:
+    """Wall time and peak memory from here on; Linux can reset its high-water mark, others cannot."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        with contextlib.suppress(OSError):  # elsewhere the mark covers the whole process so far
+            Path("/proc/self/clear_refs").write_text("5")
+        self._began = time.perf_counter()
+
+    def record(self) -> dict[str, float | None]:
+        seconds = time.perf_counter() - self._began
+        return {"seconds": round(seconds, 2), "peak_memory_mb": _peak_memory_mb()}
+
+
+def _peak_memory_mb() -> float | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak = next(line for line in lines if line.startswith("VmHWM:"))
+        return round(int(peak.split()[1]) * 1024 / 1e6, 1)
+    except (OSError, StopIteration):
+        pass
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)

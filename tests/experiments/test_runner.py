@@ -1,0 +1,230 @@
+"""The runner, the gallery and the verb: what is written, what a failure leaves, and what is said of mistakes."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import pytest
+
+from metastep import experiments
+from metastep._errors import DataError, InputError
+from metastep._records import read_json
+from metastep.cli.main import main
+from metastep.experiments import runner
+from metastep.experiments.core import VERDICTS, Claim, Experiment
+from metastep.report import gallery, style
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    points: int
+    data: str | None = None
+
+
+def _run(config, seed, report):
+    report("drawing", 1, 2)
+    x = jnp.arange(config.points) / 3
+    return {
+        "dtype": str(x.dtype),
+        "seed": seed,
+        "data": config.data,
+        "curve": {"x": x, "y": x**2},
+        "rows": [{"name": "a", "value": 1.5}, {"name": "b", "value": float("nan")}],
+        "ragged": {"x": [1.0], "y": [1.0, 2.0]},
+    }
+
+
+def _plot(records):
+    figure, (axes,) = style.new_figure()
+    axes.plot(records["curve"]["x"], records["curve"]["y"])
+    return figure
+
+
+def _claims(records):
+    last = records["curve"]["y"][-1]
+    return [Claim("y < 1 & x <b>", "Figure 0", "the last y", "does not hold", f"y = {last:.3f}")]
+
+
+TOY = Experiment("toy", "A toy", "zou2022", Config(4), Config(40), _run, _plot, _claims)
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """Two experiments instead of the real ones; the second fails."""
+
+    def broken(config, seed, report):
+        raise FloatingPointError("the loss exploded")
+
+    toys = {"toy": TOY, "broken": dataclasses.replace(TOY, name="broken", run=broken)}
+    monkeypatch.setattr(experiments, "names", lambda: tuple(toys))
+    monkeypatch.setattr(experiments, "load", toys.__getitem__)
+    return toys
+
+
+def verb(capsys, *arguments):
+    status = 0
+    try:
+        main(["reproduce", *map(str, arguments)])
+    except SystemExit as exit_:
+        status = exit_.code or 0
+    return status, *capsys.readouterr()
+
+
+def test_everything_is_written_and_listed(tmp_path):
+    record = runner.run_experiment(TOY, tmp_path, seed=7)
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("toy/*")}
+    assert written == {*record["files"], "toy/result.json"}
+    names = {"figure.png", "figure.svg", "records.json", "claims.json", "curve.csv", "rows.csv"}
+    assert {name.removeprefix("toy/") for name in record["files"]} == names
+    assert record["status"] == "finished"
+    assert record["seconds"] > 0
+    assert record["peak_memory_mb"] > 10
+    records = read_json(tmp_path / "toy" / "records.json")
+    assert records["config"] == {"points": 4, "data": None}
+    assert records["seed"] == 7
+    assert read_json(tmp_path / "toy" / "claims.json") == record["claims"]
+    assert record["claims"][0]["evidence"] == "y = 1.000"
+    assert (tmp_path / "toy" / "curve.csv").read_text().splitlines()[1:3] == [
+        "0.0,0.0",
+        f"{1 / 3},{(1 / 3) ** 2}",
+    ]
+    assert (tmp_path / "toy" / "rows.csv").read_text() == "name,value\na,1.5\nb,\n"
+
+
+def test_scale_chooses_the_configuration(tmp_path):
+    runner.run_experiment(TOY, tmp_path, scale="paper")
+    assert len(read_json(tmp_path / "toy" / "records.json")["curve"]["x"]) == 40
+
+
+@pytest.mark.parametrize(("float64", "dtype"), [(True, "float64"), (False, "float32")])
+def test_precision_is_the_experiments_own(tmp_path, float64, dtype):
+    runner.run_experiment(dataclasses.replace(TOY, float64=float64), tmp_path)
+    assert read_json(tmp_path / "toy" / "records.json")["dtype"] == dtype
+
+
+def test_missing_data_is_not_a_failure(tmp_path):
+    needy = dataclasses.replace(TOY, needs="omniglot")
+    record = runner.run_experiment(needy, tmp_path / "out", data=tmp_path)
+    assert record["status"] == (
+        f"not run: there is no folder omniglot in {tmp_path}; run `metastep data fetch omniglot` or "
+        "give --data"
+    )
+    (tmp_path / "omniglot").mkdir()
+    assert runner.run_experiment(needy, tmp_path / "out", data=tmp_path)["status"] == "finished"
+    records = read_json(tmp_path / "out" / "toy" / "records.json")
+    assert records["data"] == str(tmp_path)
+    assert records["config"]["data"] is None  # where the data lay is nobody else's concern
+
+
+def test_files_of_an_earlier_run_do_not_pass_for_new_ones(tmp_path, registry):
+    runner.run_experiment(TOY, tmp_path)
+    (tmp_path / "toy" / "notes.txt").write_text("mine")
+    failing = dataclasses.replace(registry["broken"], name="toy")
+    record = runner.run_experiment(failing, tmp_path)
+    assert {path.name for path in (tmp_path / "toy").iterdir()} == {
+        "notes.txt",
+        "result.json",
+        "traceback.txt",
+    }
+    assert record["status"] == "failed: FloatingPointError: the loss exploded"
+
+
+def test_a_claim_has_one_of_the_four_verdicts():
+    with pytest.raises(InputError, match="verdict is 'maybe'; choose one of: does not hold, holds"):
+        Claim("a", "b", "c", "maybe", "d")  # pyright: ignore[reportArgumentType]
+    assert VERDICTS == gallery.VERDICTS
+
+
+def test_one_failure_does_not_end_the_others(capsys, tmp_path, registry):
+    status, out, err = verb(capsys, "broken", "toy", "--out", tmp_path, "--json")
+    records = json.loads(out)
+    assert status == 1
+    assert list(records) == ["broken", "toy"]
+    assert records["toy"]["status"] == "finished"
+    assert "the loss exploded" in (tmp_path / "broken" / "traceback.txt").read_text()
+    assert "failed: broken; see their traceback.txt" in err
+    assert re.search(r"toy +finished +\d+\.\d s +\d+ MB +1 does not hold", err)
+
+
+def test_all_means_each_once(registry):
+    assert runner.resolve(["toy", "all", "toy"]) == ["toy", "broken"]
+    assert runner.resolve(["toy", "toy"]) == ["toy"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["zou-fig99"], "there is no experiment 'zou-fig99'; choose from: all, toy, broken"),
+        ([], "no experiment was named; choose from: all, toy, broken"),
+        (["toy", "--seed", "-1"], "seed is -1; it must be a whole number of at least 0"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(capsys, tmp_path, registry, arguments, message):
+    status, out, err = verb(capsys, *arguments, "--out", tmp_path / "new")
+    assert (status, out) == (2, "")
+    assert message in err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_first(capsys, tmp_path, registry):
+    (tmp_path / "file").write_text("")
+    status, _, err = verb(capsys, "toy", "--out", tmp_path / "file")
+    assert status == 2
+    assert f"--out {tmp_path / 'file'} cannot be written to (File exists)" in err
+
+
+def test_gallery_needs_no_other_file_and_escapes(tmp_path, capsys, registry):
+    verb(capsys, "toy", "broken", "--out", tmp_path)
+    page = (tmp_path / "gallery.html").read_text()
+    assert page.count('src="data:image/svg+xml;base64,') == 1
+    assert not re.search(r'(src|href)="(https?:|//)', page)
+    assert "y &lt; 1 &amp; x &lt;b&gt;" in page
+    assert "does not hold" in page
+    assert "failed: FloatingPointError: the loss exploded" in page
+    assert "metastep reproduce toy --scale quick --seed 0 --out" in page
+
+
+def test_gallery_of_nothing_and_of_damage(tmp_path):
+    with pytest.raises(DataError, match="holds no reproduced experiment; run `metastep reproduce"):
+        gallery.write_gallery(tmp_path)
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "result.json").write_text("{")
+    with pytest.raises(DataError, match=r"result.json is damaged .*; delete it or run"):
+        gallery.write_gallery(tmp_path)
+
+
+def test_results_are_ordered_as_people_count(tmp_path):
+    for name in ("zou-fig10", "zou-fig2", "takagi"):
+        runner.run_experiment(dataclasses.replace(TOY, name=name), tmp_path)
+    names = [result["name"] for result in gallery.read_results(tmp_path)]
+    assert names == ["takagi", "zou-fig2", "zou-fig10"]
+
+
+def test_list_does_not_import_jax():
+    # The promise is about imports, so a fresh interpreter is needed.
+    check = (
+        "import sys; from metastep.cli import main; main(['reproduce', '--list', '--json']); "
+        "print('jax' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=True
+    )
+    listed, imported = result.stdout.strip().splitlines()
+    assert imported == "False"
+    assert [one["name"] for one in json.loads(listed)] == list(experiments.names())
+
+
+def test_the_list_says_what_the_experiments_say():
+    for summary in experiments.summaries():
+        experiment = experiments.load(summary.name)
+        for field in dataclasses.fields(summary):
+            assert getattr(summary, field.name) == getattr(experiment, field.name)
+
+
+def test_help_has_an_example(capsys):
+    status, out, _ = verb(capsys, "--help")
+    assert status == 0
+    assert "Example: metastep reproduce" in out
