@@ -1,0 +1,271 @@
+"""The largest stable meta rate: the sharpness of the exact meta-objective, as each outer optimiser feels it."""
+
+import dataclasses
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax.tree_utils as otu
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from metastep._errors import InputError, check_choice, check_count
+from metastep._types import Episode, Params, Scalar
+from metastep.rates.curvature import (
+    CONVERGED,
+    LANCZOS_STEPS,
+    Extremes,
+    extreme_eigenvalues,
+    hessian_product,
+    random_like,
+)
+from metastep.theory.citations import source
+
+MetaLoss = Callable[[Params, Episode], Scalar]
+"""(meta-parameters, one episode) -> query loss after adaptation. To change alpha without compiling again, keep it
+in a pytree: `jax.tree_util.Partial(loss, alpha)` or an `equinox.Module`, not a closure."""
+
+# What `rates.OPTIMIZERS` leaves at optax's defaults.
+_MOMENTUM = 0.9
+_ADAM_BETA1, _ADAM_EPS = 0.9, 1e-8
+_ADAMW_DECAY = 1e-4
+_RMSPROP_EPS = 1e-8
+
+# beta_max = factor / (sharpness + decay), with a frozen preconditioner where there is one.
+_FACTORS = {
+    "sgd": 2.0,
+    "momentum": 2 * (1 + _MOMENTUM),
+    "rmsprop": 2.0,
+    "adam": 2 * (1 + _ADAM_BETA1) / (1 - _ADAM_BETA1),
+    "adamw": 2 * (1 + _ADAM_BETA1) / (1 - _ADAM_BETA1),
+}
+_DECAYS = {"adamw": _ADAMW_DECAY * (1 + _ADAM_BETA1) / (1 - _ADAM_BETA1)}
+
+
+@dataclasses.dataclass(frozen=True)
+class MetaEdge:
+    """How large a meta rate the curvature of the meta-objective allows.
+
+    Attributes
+    ----------
+    beta_max : the largest stable meta rate; infinite where the meta-objective does not curve upwards
+    sharpness : largest eigenvalue of P^-1 H, with P = 1 without preconditioner
+    lowest : smallest eigenvalue of P^-1 H; below 0 the meta-objective curves downwards somewhere
+    residual : share of the sharpness that Lanczos left open
+    optimizer : the outer optimiser the edge is for
+    num_tasks : tasks in the mean
+    warnings : what to know before trusting the edge
+    """
+
+    beta_max: float
+    sharpness: float
+    lowest: float
+    residual: float
+    optimizer: str
+    num_tasks: int
+    warnings: list[str]
+
+
+@source("metastep", "edge of the meta-objective for each outer optimiser", "derived")
+def meta_edge(
+    meta_loss: MetaLoss,
+    params: Params,
+    episodes: Episode,
+    optimizer: str,
+    key: PRNGKeyArray,
+    *,
+    nu: Params | None = None,
+    tasks_per_step: int | None = None,
+    tasks_at_once: int | None = None,
+    iterations: int = LANCZOS_STEPS,
+) -> MetaEdge:
+    """Largest stable meta rate at `params`.
+
+        sgd        beta < 2 / s                              s = lambda_max(H)
+        momentum   beta < 2 (1 + mu) / s                     mu = 0.9
+        rmsprop    beta < 2 / s                              s = lambda_max(P^-1 H), P = sqrt(nu + eps)
+        adam       beta < 2 (1 + b1) / ((1 - b1) s)          P = sqrt(nu) + eps, b1 = 0.9: 38 / s
+        adamw      beta < 2 (1 + b1) / ((1 - b1) s + (1 + b1) decay)
+
+    H is the Hessian of the mean over `episodes` of `meta_loss`, the exact meta-objective: derivatives go through
+    the inner loop. The conventions are optax's, whose momentum adds gradients up while Adam averages them. For the
+    adaptive methods the preconditioner is taken as it stands; it moves during training, away from sharp places,
+    so their edge is where full-batch training hovers rather than where it breaks. All of these are for the mean
+    over tasks; sampling a few tasks at each step asks for less.
+
+    Parameters
+    ----------
+    meta_loss : query loss after adaptation, of one episode
+    params : meta-parameters, any pytree
+    episodes : tasks, every array with a leading task axis; the more, the closer to the meta-objective
+    optimizer : "sgd", "momentum", "rmsprop", "adam" or "adamw", as in `rates.OPTIMIZERS`
+    key : of the random start of Lanczos
+    nu : second moments of the meta-gradient, bias-corrected, shaped like `params` (for instance those in the
+        state of the optimiser); None to estimate them from `episodes` with `second_moments`
+    tasks_per_step : tasks of a meta-step, for that estimate; all of `episodes` by default
+    tasks_at_once : tasks computed side by side; None for all
+    iterations : Lanczos steps; memory is that many copies of `params`, never their square
+
+    Raises
+    ------
+    InputError
+        For an unknown optimiser, a count below 1, or a curvature that is not finite.
+
+    References
+    ----------
+    Cohen et al., Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability (ICLR 2021) for
+    gradient descent and momentum; Cohen et al., Adaptive Gradient Methods at the Edge of Stability (2022,
+    arXiv 2207.14484) for the preconditioned thresholds. adamw: the same characteristic polynomial with decoupled
+    decay.
+    """
+    check_choice("optimizer", optimizer, _FACTORS)
+    num_tasks = jax.tree.leaves(episodes)[0].shape[0]
+    adaptive = optimizer in ("rmsprop", "adam", "adamw")
+    if adaptive and nu is None:
+        size = num_tasks if tasks_per_step is None else tasks_per_step
+        nu = second_moments(meta_loss, params, episodes, size, tasks_at_once)
+    found: Extremes = jax.device_get(
+        _meta_curvature(
+            meta_loss,
+            params,
+            episodes,
+            key,
+            None if nu is None or not adaptive else _root(nu, optimizer),
+            tasks_at_once,
+            iterations,
+        )
+    )
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
+        raise InputError(
+            "the curvature of the meta-objective is not finite at these parameters: lower alpha, or check the "
+            "data for huge values"
+        )
+    sharpness, residual = float(found.largest), float(found.residual)
+    return MetaEdge(
+        beta_max=largest_stable_rate(optimizer, sharpness),
+        sharpness=sharpness,
+        lowest=float(found.smallest),
+        residual=residual,
+        optimizer=optimizer,
+        num_tasks=int(num_tasks),
+        warnings=_warnings(residual, iterations),
+    )
+
+
+def largest_stable_rate(optimizer: str, sharpness: float) -> float:
+    """beta_max from the (preconditioned) sharpness, by the table of `meta_edge`; infinite if it is not positive."""
+    check_choice("optimizer", optimizer, _FACTORS)
+    below = sharpness + _DECAYS.get(optimizer, 0.0)
+    return _FACTORS[optimizer] / below if sharpness > 0 and below > 0 else float("inf")
+
+
+def meta_curvature(
+    meta_loss: MetaLoss,
+    params: Params,
+    episodes: Episode,
+    key: PRNGKeyArray,
+    root: Params | None = None,
+    *,
+    tasks_at_once: int | None = None,
+    iterations: int = LANCZOS_STEPS,
+) -> Extremes:
+    """Both ends of the spectrum of P^-1 H, P = `root`^2: a pure function, to be compiled into other programs.
+
+    P^-1 H is not symmetric, P^(-1/2) H P^(-1/2) is and has the same eigenvalues.
+
+    Parameters
+    ----------
+    meta_loss, params, episodes, key, tasks_at_once, iterations : as for `meta_edge`
+    root : square roots of the diagonal of P, above 0, shaped like `params`; None for P = 1
+    """
+    check_count("iterations", iterations)
+
+    def product(vector: Params) -> Params:
+        moved = vector if root is None else otu.tree_div(vector, root)
+
+        def of_task(episode: Episode) -> Params:
+            return hessian_product(lambda meta: meta_loss(meta, episode), params, moved)
+
+        curved = mean_of_tasks(of_task, episodes, tasks_at_once)
+        return curved if root is None else otu.tree_div(curved, root)
+
+    return extreme_eigenvalues(product, random_like(params, key), iterations)
+
+
+_meta_curvature = eqx.filter_jit(
+    lambda meta_loss, params, episodes, key, root, tasks_at_once, iterations: meta_curvature(
+        meta_loss, params, episodes, key, root, tasks_at_once=tasks_at_once, iterations=iterations
+    )
+)
+
+
+@eqx.filter_jit
+def second_moments(
+    meta_loss: MetaLoss,
+    params: Params,
+    episodes: Episode,
+    tasks_per_step: int,
+    tasks_at_once: int | None = None,
+) -> Params:
+    """E g^2, entry by entry, of the meta-gradient g over `tasks_per_step` fresh tasks, at `params`.
+
+        E g^2 = mean^2 + s^2 / B     with mean and variance s^2 over tasks, and B = tasks_per_step
+
+    The mean over the given tasks has a variance of its own; s^2 / n is taken off where B < n. This is where the
+    averages of Adam and RMSprop settle if `params` stand still.
+    """
+    num_tasks = jax.tree.leaves(episodes)[0].shape[0]
+
+    def moments(episode: Episode) -> tuple[Params, Params]:
+        gradient = jax.grad(lambda meta: meta_loss(meta, episode))(params)
+        return gradient, jax.tree.map(jnp.square, gradient)
+
+    mean, square = mean_of_tasks(moments, episodes, tasks_at_once)
+    freed = max(num_tasks - 1, 1)
+    share = max(1 / tasks_per_step - 1 / num_tasks, 0.0) * num_tasks / freed
+    return jax.tree.map(
+        lambda m, q: m**2 + jnp.maximum(q - m**2, 0) * jnp.asarray(share, m.dtype), mean, square
+    )
+
+
+def mean_of_tasks(function: Callable, episodes: Episode, tasks_at_once: int | None = None):
+    """Mean over the task axis of a function of one episode, keeping only sums between groups of tasks.
+
+    The groups are the largest that divide the number of tasks and are no larger than `tasks_at_once`.
+    """
+    num_tasks = jax.tree.leaves(episodes)[0].shape[0]
+    width = min(tasks_at_once or num_tasks, num_tasks)
+    width = max(size for size in range(1, width + 1) if num_tasks % size == 0)
+    if width == num_tasks:
+        return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), jax.vmap(function)(episodes))
+    groups = jax.tree.map(lambda leaf: leaf.reshape(-1, width, *leaf.shape[1:]), episodes)
+    shapes = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0, 0], groups))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def add(total, group):
+        terms = jax.vmap(function)(group)
+        return jax.tree.map(lambda t, term: t + jnp.sum(term, axis=0), total, terms), None
+
+    total, _ = jax.lax.scan(add, zeros, groups)
+    return jax.tree.map(lambda leaf: leaf / num_tasks, total)
+
+
+def _root(nu: Params, optimizer: str) -> Params:
+    """sqrt of the diagonal preconditioner, as optax forms it."""
+
+    def of_leaf(moment: Float[Array, "..."]) -> Float[Array, "..."]:
+        if optimizer == "rmsprop":
+            return (moment + _RMSPROP_EPS) ** 0.25
+        return jnp.sqrt(jnp.sqrt(moment) + _ADAM_EPS)
+
+    return jax.tree.map(of_leaf, nu)
+
+
+def _warnings(residual: float, iterations: int) -> list[str]:
+    if residual <= CONVERGED:
+        return []
+    return [
+        f"Lanczos left {residual:.1%} of the sharpness open after {iterations} steps: the largest stable meta "
+        f"rate may be lower; raise iterations"
+    ]
