@@ -163,8 +163,9 @@ def plot(records: dict[str, Any]) -> Figure:
             linestyle=":",
             label="split estimate (H.1)",
         )
-    least, top = min(rates["best_test_rate"]), rates["fixed_test_rate"][0]
-    axes[1].set_ylim(least - 0.02 * (top - least), least + 0.25 * (top - least))
+    least, highest = (bound(min(one.y) for one in series) for bound in (min, max))
+    axes[1].set_ylim(least - 0.2 * (highest - least), least + 2.2 * (highest - least))
+    axes[1].set_xlim(-0.2, 0.4)
     for one in series:
         index = int(np.argmin(one.y))
         axes[1].plot(

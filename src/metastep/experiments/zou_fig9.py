@@ -154,15 +154,16 @@ def claims(records: dict[str, Any]) -> list[Claim]:
 
 def _close(title: str, one: dict[str, Any]) -> Claim:
     error = _typical(_errors(one, "alpha_lim"))
+    worst = max(map(abs, _errors(one, "alpha_lim")))
     return Claim(
         f"{title}: α_lim is close to the true optimum",
         "Zou et al. (2022), Fig. 9",
         # Two rates 5 % apart cannot be told apart on the figure, nor by their risk.
-        "median over trials of |α_lim / α* - 1| below 5 %",
-        verdict_of(error < 0.05),
-        f"α_lim {np.mean(one['alpha_lim']):.4g}, α* {np.mean(one['best']):.4g}; error {error:.1%}, "
-        f"at most {max(map(abs, _errors(one, 'alpha_lim'))):.1%}; its risk is up to "
-        f"{max(one['excess_risk']):.1e} above the least",
+        "|α_lim / α* - 1| below 5 %: holds in every trial; with a condition if in the median one",
+        "holds with a condition" if error < 0.05 <= worst else verdict_of(error < 0.05),
+        f"α_lim {np.mean(one['alpha_lim']):.4g}, α* {np.mean(one['best']):.4g}; median error {error:.1%}, at "
+        f"most {worst:.1%} in {len(one['best'])} trials; its risk is up to {max(one['excess_risk']):.1e} above the "
+        "least" + ("; one task with a huge optimum can move α*" if worst > 0.05 else ""),
     )
 
 
