@@ -30,13 +30,17 @@ def episode_of(kind, rng, shots=6):
 def dense(objective, params, batch):
     """Hessian and Gauss-Newton matrix of the loss, written out, and the gradient."""
     flat, unravel = jax.flatten_util.ravel_pytree(params)
-    hessian = jax.hessian(lambda w: objective(unravel(w), batch))(flat)
-    jacobian = jax.jacobian(lambda w: objective.apply(unravel(w), batch.x).ravel())(flat)
-    outputs = objective.apply(params, batch.x)
-    bent = jax.hessian(lambda o: objective.output_loss(o.reshape(outputs.shape), batch.y))
-    gauss_newton = jacobian.T @ bent(outputs.ravel()) @ jacobian
-    gradient = jax.grad(lambda w: objective(unravel(w), batch))(flat)
-    return np.asarray(hessian), np.asarray(gauss_newton), np.asarray(gradient)
+
+    @jax.jit
+    def matrices(flat):
+        loss = lambda w: objective(unravel(w), batch)  # noqa: E731
+        outputs = objective.apply(unravel(flat), batch.x)
+        jacobian = jax.jacobian(lambda w: objective.apply(unravel(w), batch.x).ravel())(flat)
+        bent = jax.hessian(lambda o: objective.output_loss(o.reshape(outputs.shape), batch.y))
+        gauss_newton = jacobian.T @ bent(outputs.ravel()) @ jacobian
+        return jax.hessian(loss)(flat), gauss_newton, jax.grad(loss)(flat)
+
+    return map(np.asarray, matrices(flat))
 
 
 @pytest.mark.parametrize("kind", ["regression", "classification"])
@@ -46,7 +50,9 @@ def test_a_task_has_the_curvature_of_its_dense_matrices(kind, head_only, rng):
     params = MODEL.init(jax.random.key(3))
     restrict = GradientAdapter(1, MODEL.is_head if head_only else None).restrict
     episode = episode_of(kind, rng)
-    found = task_curvature(objective, params, episode, jax.random.key(0), restrict)
+    found = jax.jit(lambda p: task_curvature(objective, p, episode, jax.random.key(0), restrict))(
+        params
+    )
     hessian, gauss_newton, gradient = dense(objective, params, episode.support)
     ones = jax.tree.map(jnp.ones_like, params)
     kept = np.asarray(jax.flatten_util.ravel_pytree(restrict(ones))[0], bool)

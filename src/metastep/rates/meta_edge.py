@@ -39,7 +39,9 @@ _FACTORS = {
     "rmsprop": 2.0,
     "adam": 2 * (1 + _ADAM_BETA1) / (1 - _ADAM_BETA1),
     "adamw": 2 * (1 + _ADAM_BETA1) / (1 - _ADAM_BETA1),
+    "normalised-adam": 2 * (1 + _ADAM_BETA1) / (1 - _ADAM_BETA1),
 }
+_PLAIN = ("sgd", "momentum")
 _DECAYS = {"adamw": _ADAMW_DECAY * (1 + _ADAM_BETA1) / (1 - _ADAM_BETA1)}
 
 
@@ -91,18 +93,19 @@ def meta_edge(
     H is the Hessian of the mean over `episodes` of `meta_loss`, the exact meta-objective: derivatives go through
     the inner loop. The conventions are optax's, whose momentum adds gradients up while Adam averages them. For the
     adaptive methods the preconditioner is taken as it stands; it moves during training, away from sharp places,
-    so their edge is where full-batch training hovers rather than where it breaks. All of these are for the mean
-    over tasks; sampling a few tasks at each step asks for less.
+    so their edge is where full-batch training hovers rather than where it breaks. "normalised-adam" is taken as
+    Adam: with the length of the meta-gradient standing still, it divides by the same. All of these are for the
+    mean over tasks; sampling a few tasks at each step asks for less.
 
     Parameters
     ----------
     meta_loss : query loss after adaptation, of one episode
     params : meta-parameters, any pytree
     episodes : tasks, every array with a leading task axis; the more, the closer to the meta-objective
-    optimizer : "sgd", "momentum", "rmsprop", "adam" or "adamw", as in `rates.OPTIMIZERS`
+    optimizer : a name in `rates.OPTIMIZERS`
     key : of the random start of Lanczos
     nu : second moments of the meta-gradient, bias-corrected, shaped like `params` (for instance those in the
-        state of the optimiser); None to estimate them from `episodes` with `second_moments`
+        state of Adam, or before normalising); None to estimate them from `episodes` with `second_moments`
     tasks_per_step : tasks of a meta-step, for that estimate; all of `episodes` by default
     tasks_at_once : tasks computed side by side; None for all
     iterations : Lanczos steps; memory is that many copies of `params`, never their square
@@ -121,7 +124,7 @@ def meta_edge(
     """
     check_choice("optimizer", optimizer, _FACTORS)
     num_tasks = jax.tree.leaves(episodes)[0].shape[0]
-    adaptive = optimizer in ("rmsprop", "adam", "adamw")
+    adaptive = optimizer not in _PLAIN
     if adaptive and nu is None:
         size = num_tasks if tasks_per_step is None else tasks_per_step
         nu = second_moments(meta_loss, params, episodes, size, tasks_at_once)
