@@ -20,6 +20,14 @@ _MODULES = (
     "zou_prop1",
     "zou_theorem2",
     "zou_corollary1",
+    "zou_fig4",
+    "zou_fig5",
+    "zou_fig6",
+    "zou_fig8",
+    "zou_fig9",
+    "zou_table2",
+    "bernacchia_fig11",
+    "bernacchia_fig12",
 )
 
 __all__ = [

@@ -261,7 +261,8 @@ def _pre(records: dict[str, Any]) -> Claim:
         "against the least MSE of any predictor that has not seen the task, and against ours",
         verdict_of(_PRINTED_PRE[1] >= records["bayes"]),
         f"no predictor gets below {records['bayes']:.4f} on these tasks; ours: {ours:.3f} on the "
-        "sampled test tasks. If the digits follow a 1, as the caption leaves open, pre-training ended far from this optimum",
+        "sampled test tasks. If the digits follow a 1, as the caption leaves open, pre-training ended "
+        "far from this optimum",
     )
 
 
