@@ -41,7 +41,7 @@ def _iid(title: str, sample: Callable, raw: list[float], shots: int, dim: int, *
     return Case(
         f"{title}, K = {shots}, d = {dim}",
         lambda rng, tasks: sample(rng, (tasks, shots, dim)),
-        lambda: theory.iid_gram_moments(dim, shots, raw),
+        lambda: theory.iid_gram_moments(dim, shots, np.array(raw)),
         **more,
     )
 
@@ -65,16 +65,20 @@ def _polynomial(rng: np.random.Generator, tasks: int) -> np.ndarray:
     return np.asarray(theory.polynomial_features(rng.standard_normal((tasks, 15)), 4))
 
 
-def _odd_even(order: int) -> float:
+def _even_moment(order: int) -> float:
     """E x^order of N(0, 1)."""
     return 0.0 if order % 2 else float(math.prod(range(order - 1, 0, -2)))
+
+
+def _moments(orders: range) -> np.ndarray:
+    return np.array([_even_moment(order) for order in orders])
 
 
 def _gaussian_basis(rng: np.random.Generator, tasks: int) -> np.ndarray:
     return np.asarray(design_features(rng, "rbf", tasks, 15, 10))
 
 
-_NORMAL = [_odd_even(order) for order in range(1, 7)]
+_NORMAL = [_even_moment(order) for order in range(1, 7)]
 _EXPONENTIAL = [float(math.factorial(order)) for order in range(1, 7)]
 _UNIFORM = [0.0 if order % 2 else 5.0**order / (order + 1) for order in range(1, 7)]
 
@@ -102,7 +106,7 @@ CASES = (
     Case(
         "polynomials of N(0, 1), K = 15, d = 4",
         _polynomial,
-        lambda: theory.polynomial_gram_moments(4, 15, [_odd_even(r) for r in range(1, 20)]),
+        lambda: theory.polynomial_gram_moments(4, 15, _moments(range(19))),
     ),
     Case("G = I or, rarely, 1000 I, d = 5", _rare, bounded=True),
 )
@@ -173,7 +177,7 @@ def _lower_holds(row: dict[str, Any]) -> bool:
 def claims(records: dict[str, Any]) -> list[Claim]:
     """Both ends of equation 3.5, what replaces the lower one, and the inverse relation to the variance."""
     rows = records["cases"]
-    return [_upper(rows), _lower(rows), _provable(rows), _inverse(rows), _agrees(rows)]
+    return [_upper(rows), _lower(rows), _provable(rows), _inverse(rows)]
 
 
 def _upper(rows: list[dict[str, Any]]) -> Claim:
@@ -205,7 +209,7 @@ def _provable(rows: list[dict[str, Any]]) -> Claim:
     bounded = [row for row in rows if row["bounded"]]
     holds = all(
         max(row["sample_lower"], row["radius_lower"]) <= row["sampled"] * (1 + 1e-9)
-        and row["sampled"] <= row["sample_upper"] * (1 + 1e-9)
+        and row["sampled"] <= _finite(row["sample_upper"]) * (1 + 1e-9)
         for row in rows
     )
     gap = max(row["sampled"] / row["sample_lower"] for row in bounded)
@@ -219,6 +223,11 @@ def _provable(rows: list[dict[str, Any]]) -> Claim:
     )  # fmt: skip
 
 
+def _finite(value: float | None) -> float:
+    """Records hold None for infinity, the upper end when an eigenvalue is zero."""
+    return math.inf if value is None else value
+
+
 def _inverse(rows: list[dict[str, Any]]) -> Claim:
     error = max(abs(4 * row["doubled"] / row["sampled"] - 1) for row in rows)
     return Claim(
@@ -227,18 +236,6 @@ def _inverse(rows: list[dict[str, Any]]) -> Claim:
         "features times 2 must give α_lim / 4",
         verdict_of(error < 1e-9),
         f"largest relative difference {error:.1e}",
-    )
-
-
-def _agrees(rows: list[dict[str, Any]]) -> Claim:
-    exact = [row for row in rows if row["exact"]]
-    error = max(abs(row["sampled"] / row["alpha_lim"] - 1) for row in exact)
-    return Claim(
-        "α_lim from moments of the law agrees with α_lim of a sample",
-        "check of this table; equations E.3, E.8 and corrected E.4, E.11",
-        "laws known exactly; holds if within 20 %, as sixth moments of heavy tails scatter that much",
-        verdict_of(error < 0.2),
-        f"largest difference {error:.1%}",
     )
 
 

@@ -123,7 +123,7 @@ def plot(records: dict[str, Any]) -> Figure:
     for color, (multiple, rows) in zip(style.PALETTE, _by_multiple(records).items(), strict=False):
         x = [row["tasks"] for row in rows]
         label, sampled = f"sampled, {multiple:g} α_lim", [row["sd"] for row in rows]
-        lines.append(Series(label, x, sampled, None, color, "o", "o"))
+        lines.append(Series(label, x, sampled, None, color, " ", "o"))
         by_size.plot(x, [row["predicted"] for row in rows], color=color)
     by_size.plot([], [], color=style.GREY, label="exact")
     first = next(iter(_by_multiple(records).values()))
