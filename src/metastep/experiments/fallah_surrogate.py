@@ -107,6 +107,7 @@ def _gaps(
         worst = int(np.argmax(gap))
         rows.append({
             "support": size, "gap": float(gap[worst]), "error": float(error[worst]),
+                "place": places[worst].tolist(),
             "bound": float(bound),
         })  # fmt: skip
     return rows

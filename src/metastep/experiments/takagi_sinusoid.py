@@ -72,8 +72,8 @@ EXPERIMENT = Experiment(
         betas=log_grid(1e-2, 9.0),
         iterations=60,
         tasks_per_step=10,
-        edge_tasks=40,
-        lanczos=20,
+        edge_tasks=20,
+        lanczos=12,
         warm_up=600,
     ),
     paper_scale=Config(

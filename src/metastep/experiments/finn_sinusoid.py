@@ -1,0 +1,264 @@
+"""Finn et al., sinusoid regression: error against adaptation steps for MAML, pretraining and an oracle."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray
+from matplotlib.figure import Figure
+
+from metastep._records import Estimate
+from metastep._types import Batch, Episode, Kind, Params
+from metastep.adapt import GradientAdapter
+from metastep.experiments.core import Claim, Experiment, Report, verdict_of
+from metastep.metagrad import algorithm
+from metastep.models import Objective, mlp
+from metastep.rates import FixedRate, make_optimizer
+from metastep.report import style
+from metastep.report.lines import Series, draw
+from metastep.tasks import AbstractTaskFamily, Sinusoid
+from metastep.train import Learner, advance, initial_state
+from metastep.train.evaluate import compile_judge
+
+_DISPATCHES = 20  # of a training, for the progress bar
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One inner step on 10 examples at alpha = 0.01, Adam at 1e-3; other K only when judged."""
+
+    iterations: int = 3000
+    tasks_per_step: int = 25
+    train_shots: int = 10
+    shots: tuple[int, ...] = (5, 10)
+    alpha: float = 0.01
+    pretrained_alphas: tuple[float, ...] = (0.001, 0.005, 0.01, 0.02)
+    meta_lr: float = 1e-3
+    steps: int = 10
+    test_tasks: int = 300
+    test_queries: int = 50
+
+
+class KnownSinusoid(AbstractTaskFamily):
+    """Sinusoids whose amplitude and phase are inputs beside x: what the oracle is told."""
+
+    queries: int = eqx.field(static=True)
+    laws: Sinusoid
+
+    @property
+    def kind(self) -> Kind:
+        return "regression"
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (3,)
+
+    @property
+    def output_size(self) -> int:
+        return 1
+
+    def sample(self, key: PRNGKeyArray) -> Episode:
+        def uniform(key: PRNGKeyArray, law: Array, shape: tuple[int, ...] = ()) -> Array:
+            return jax.random.uniform(key, shape, minval=law[0], maxval=law[1])
+
+        keys = jax.random.split(key, 3)
+        amplitude = uniform(keys[0], self.laws.amplitude)
+        phase = uniform(keys[1], self.laws.phase)
+        x = uniform(keys[2], self.laws.inputs, (self.queries,))
+        told = jnp.stack([x, jnp.full_like(x, amplitude), jnp.full_like(x, phase)], axis=1)
+        batch = Batch(told, amplitude * jnp.sin(x - phase)[:, None])
+        return Episode(batch, batch)
+
+
+def _learner(config: Config, name: str, inputs: int = 1) -> Learner:
+    model = mlp((inputs,), 1)
+    return Learner(
+        model=model,
+        objective=Objective.of(model.apply, "regression"),
+        adapter=GradientAdapter(1),
+        meta_gradient=algorithm(name).meta_gradient(),
+        rate=FixedRate(config.alpha),
+        optimizer=make_optimizer("adam", config.meta_lr),
+        tasks_per_step=config.tasks_per_step,
+    )
+
+
+def _train(
+    learner: Learner,
+    family: AbstractTaskFamily,
+    key: PRNGKeyArray,
+    iterations: int,
+    tell: Callable[[int, int], None],
+) -> Params:
+    """Meta-train for that many meta-steps."""
+    start_key, task_key = jax.random.split(key)
+    run = jax.jit(lambda family, state, until: advance(learner, family, task_key, state, until))
+    state = initial_state(learner, start_key)
+    for dispatch in range(1, _DISPATCHES + 1):
+        until = math.ceil(iterations * dispatch / _DISPATCHES)
+        state = jax.block_until_ready(run(family, state, jnp.asarray(until)))
+        tell(until, iterations)
+    return state.meta.params
+
+
+def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
+    """Train the three models, and judge them on the same held-out tasks after 0 ... steps inner steps."""
+    train_key, tune_key, test_key = jax.random.split(jax.random.key(seed), 3)
+    keys = jax.random.split(train_key, 3)
+    family = Sinusoid(shots=config.train_shots, queries=config.train_shots)
+    told = KnownSinusoid(config.train_shots, family)
+    maml, erm, oracle = (
+        _learner(config, "maml"), _learner(config, "erm"), _learner(config, "erm", inputs=3),
+    )  # fmt: skip
+    params = {
+        name: _train(
+            learner, tasks, key, config.iterations, lambda d, t, n=name: report(f"{n}", d, t)
+        )
+        for (name, learner, tasks), key in zip(
+            (("maml", maml, family), ("pretrained", erm, family), ("oracle", oracle, told)),
+            keys,
+            strict=True,
+        )
+    }
+    curves = {
+        str(shots): _judge(config, maml, params, shots, tune_key, test_key)
+        for shots in config.shots
+    }
+    judge = compile_judge(oracle, 0, config.test_tasks)
+    told = KnownSinusoid(config.test_queries, family)
+    losses = judge(params["oracle"], jnp.asarray(0.0), told, test_key)[0]
+    level = Estimate.of(np.asarray(losses)[:, 0])
+    return {"curves": curves, "oracle": dataclasses.asdict(level), "iterations": config.iterations}
+
+
+def _judge(
+    config: Config, learner: Learner, params: dict, shots: int, tune_key: Array, test_key: Array
+) -> dict[str, Any]:
+    """Loss after each inner step; pretraining adapts at whichever rate does best on other tasks."""
+    family = Sinusoid(shots=shots, queries=config.test_queries)
+    judge = compile_judge(learner, config.steps, config.test_tasks)
+
+    def losses(name: str, alpha: float, key: Array) -> np.ndarray:
+        return np.asarray(judge(params[name], jnp.asarray(alpha), family, key)[0])
+
+    tuned = [
+        np.nan_to_num(losses("pretrained", alpha, tune_key)[:, -1].mean(), nan=np.inf)
+        for alpha in config.pretrained_alphas
+    ]
+    chosen = config.pretrained_alphas[int(np.argmin(tuned))]
+    return {
+        "maml": _summary(losses("maml", config.alpha, test_key)),
+        "pretrained": _summary(losses("pretrained", chosen, test_key)),
+        "pretrained_alpha": chosen,
+    }
+
+
+def _summary(losses: np.ndarray) -> dict[str, list[float]]:
+    """Mean and half-width of the 95 % interval for each number of steps, from (tasks, steps + 1)."""
+    estimates = [Estimate.of(column) for column in losses.T]
+    return {"mean": [e.mean for e in estimates], "ci95": [e.ci95 for e in estimates]}
+
+
+@style.styled
+def plot(records: dict[str, Any]) -> Figure:
+    """Error against inner steps, one panel for each K."""
+    curves, oracle = records["curves"], records["oracle"]
+    figure, axes = style.new_figure(1, len(curves))
+    for panel, (shots, found) in zip(axes, curves.items(), strict=True):
+        steps = np.arange(len(found["maml"]["mean"]))
+        level = np.full(len(steps), oracle["mean"])
+        lines = [
+            Series("pretrained", steps, found["pretrained"]["mean"], found["pretrained"]["ci95"],
+                   style.BEFORE, marker="s"),
+            Series("MAML", steps, found["maml"]["mean"], found["maml"]["ci95"], style.AFTER,
+                   marker="o"),
+            Series("oracle", steps, level, None, style.TRUTH, "--"),
+        ]  # fmt: skip
+        draw(panel, lines, "inner steps", "squared error", log_y=True, title=f"K = {shots}")
+    style.legend_below(figure, columns=3)
+    return figure
+
+
+def claims(records: dict[str, Any]) -> list[Claim]:
+    """What the paper reads off its Fig. 3."""
+    found: list[Claim] = []
+    for shots, curves in records["curves"].items():
+        found += [
+            _one_step(shots, curves),
+            _goes_on(shots, curves),
+            _never_catches_up(shots, curves),
+        ]
+    return [*found, _oracle_bounds(records)]
+
+
+def _one_step(shots: str, curves: dict[str, Any]) -> Claim:
+    maml, other = curves["maml"], curves["pretrained"]
+    gap = other["mean"][1] - maml["mean"][1]
+    noise = math.hypot(maml["ci95"][1], other["ci95"][1])
+    return Claim(
+        f"After one gradient step on K = {shots} examples MAML is far better than pretraining",
+        "Finn et al., section 5.1, Fig. 3",
+        "difference of the mean errors after one step; holds if above its 95 % interval",
+        verdict_of(gap > noise),
+        f"MAML {maml['mean'][0]:.2f} to {maml['mean'][1]:.2f}; pretrained {other['mean'][0]:.2f} to "
+        f"{other['mean'][1]:.2f}; difference {gap:.2f} ± {noise:.2f}",
+    )
+
+
+def _goes_on(shots: str, curves: dict[str, Any]) -> Claim:
+    mean, width = curves["maml"]["mean"], curves["maml"]["ci95"]
+    rise = max(b - a for a, b in itertools.pairwise(mean))
+    return Claim(
+        f"MAML goes on improving with more steps than it was trained for, without overfitting (K = {shots})",
+        "Finn et al., section 5.1, Fig. 3",
+        "error after the last step below that after one, and no step raises it by more than the interval",
+        verdict_of(mean[-1] < mean[1] and rise < width[1]),
+        f"{mean[1]:.3f} after one step, {mean[-1]:.3f} after {len(mean) - 1}; largest rise {rise:.3f}",
+    )
+
+
+def _never_catches_up(shots: str, curves: dict[str, Any]) -> Claim:
+    maml, other = curves["maml"]["mean"], curves["pretrained"]["mean"]
+    return Claim(
+        f"Pretraining with a tuned rate doesn't reach in {len(other) - 1} steps what MAML reaches (K = {shots})",
+        "Finn et al., section 5.1, Fig. 3",
+        "lowest error of each over the steps; holds if pretraining's is the larger",
+        verdict_of(min(other) > min(maml)),
+        f"pretrained {min(other):.3f} at α = {curves['pretrained_alpha']:g}, MAML {min(maml):.3f}",
+    )
+
+
+def _oracle_bounds(records: dict[str, Any]) -> Claim:
+    oracle = records["oracle"]["mean"]
+    best = min(min(curves["maml"]["mean"]) for curves in records["curves"].values())
+    return Claim(
+        "An oracle that is told amplitude and phase is better than any adaptation",
+        "Finn et al., section 5.1",
+        "error of the oracle against the lowest of MAML over K and steps",
+        verdict_of(oracle < best),
+        f"oracle {oracle:.4f}, MAML {best:.3f}",
+    )
+
+
+EXPERIMENT = Experiment(
+    name="finn-sinusoid",
+    title="Sinusoid error against adaptation steps: MAML, pretraining and an oracle, K = 5 and 10",
+    paper="finn2017",
+    quick=Config(),
+    paper_scale=Config(
+        iterations=70_000,
+        pretrained_alphas=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05),
+        test_tasks=600,
+        test_queries=100,
+    ),
+    run=run,
+    plot=plot,
+    claims=claims,
+    float64=False,
+)
