@@ -161,7 +161,8 @@ def _draw(axes: Axes, rows: list[dict[str, Any]]) -> None:
         color = style.BLUE if holds else style.VERMILLION
         label = "printed interval holds α_lim" if holds else "printed interval misses α_lim"
         axes.plot([row["lower_as_printed"] / unit, row["upper"] / unit], [place, place],
-                  "-" if holds else "--", color=color, linewidth=4, label=label)  # fmt: skip
+                  "-|" if holds else "--|", color=color, linewidth=4, markersize=12,
+                  markeredgewidth=3, label=label)  # fmt: skip
         axes.plot(row["radius_lower"] / unit, place, "<", color=style.GREEN, markersize=8,
                   label="1 / (2 max |φ|²), of the sample")  # fmt: skip
     axes.axvline(1, color=style.BLACK, label="α_lim")
