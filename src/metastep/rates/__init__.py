@@ -5,9 +5,16 @@ from metastep.rates.core import AbstractRate, FixedRate, LearnedRate
 from metastep.rates.curvature import Extremes, extreme_eigenvalues
 from metastep.rates.edges import StabilityEdge, TaskCurvature, stability_edge, task_curvature
 from metastep.rates.estimates import RatioEstimate, ratio_estimate
+from metastep.rates.kinds import RATES, RateKind, make_rate
 from metastep.rates.label_aware import AwareTerms, label_aware_terms
 from metastep.rates.label_free import FreeTerms, label_free_terms
-from metastep.rates.meta import OPTIMIZERS, default_meta_lr, make_optimizer
+from metastep.rates.meta import (
+    OPTIMIZERS,
+    SCHEDULES,
+    default_meta_lr,
+    make_optimizer,
+    schedule_factor,
+)
 from metastep.rates.meta_edge import (
     MetaEdge,
     largest_stable_rate,
@@ -15,30 +22,45 @@ from metastep.rates.meta_edge import (
     meta_edge,
     second_moments,
 )
+from metastep.rates.smoothness import (
+    FallahStep,
+    SmoothnessConstants,
+    estimate_smoothness,
+    fallah_step,
+)
 
 __all__ = [
     "OPTIMIZERS",
+    "RATES",
+    "SCHEDULES",
     "AbstractRate",
     "AwareTerms",
     "Extremes",
+    "FallahStep",
     "FixedRate",
     "FreeTerms",
     "LearnedRate",
     "MetaEdge",
     "RateAdvice",
+    "RateKind",
     "RatioEstimate",
+    "SmoothnessConstants",
     "StabilityEdge",
     "TaskCurvature",
     "advise_rates",
     "default_meta_lr",
+    "estimate_smoothness",
     "extreme_eigenvalues",
+    "fallah_step",
     "label_aware_terms",
     "label_free_terms",
     "largest_stable_rate",
     "make_optimizer",
+    "make_rate",
     "meta_curvature",
     "meta_edge",
     "ratio_estimate",
+    "schedule_factor",
     "second_moments",
     "stability_edge",
     "task_curvature",

@@ -10,6 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from metastep._errors import check_choice, check_positive
+from metastep._trees import scale
 from metastep._types import Episode, MetaParams, Params, Rate
 from metastep.models import Objective
 from metastep.theory.citations import source
@@ -39,6 +40,12 @@ class AbstractRate(eqx.Module):
         del objective, meta, episodes
         return state
 
+    @abc.abstractmethod
+    def scaled(
+        self, meta: MetaParams, state: RateState, factor: Array
+    ) -> tuple[MetaParams, RateState]:
+        """Meta-parameters and state with every rate multiplied by `factor`: how the guard backs off."""
+
 
 class FixedRate(AbstractRate):
     """The same alpha for the whole run.
@@ -57,6 +64,11 @@ class FixedRate(AbstractRate):
     def alpha(self, meta: MetaParams, state: RateState) -> Rate:
         del meta
         return state
+
+    def scaled(
+        self, meta: MetaParams, state: RateState, factor: Array
+    ) -> tuple[MetaParams, RateState]:
+        return meta, scale(factor, state)
 
 
 @source(
@@ -96,3 +108,9 @@ class LearnedRate(AbstractRate):
     def alpha(self, meta: MetaParams, state: RateState) -> Rate:
         del state
         return jax.tree.map(jnp.exp, meta.rates)
+
+    def scaled(
+        self, meta: MetaParams, state: RateState, factor: Array
+    ) -> tuple[MetaParams, RateState]:
+        rates = jax.tree.map(lambda leaf: leaf + jnp.log(factor).astype(leaf.dtype), meta.rates)
+        return MetaParams(meta.params, rates), state

@@ -48,6 +48,19 @@ BIBLIOGRAPHY: dict[str, str] = {
   booktitle = {International Conference on Learning Representations},
   year      = {2020}
 }""",
+    "defazio2023": """@misc{defazio2023optimal,
+  title         = {Optimal Linear Decay Learning Rate Schedules and Further Refinements},
+  author        = {Defazio, Aaron and Cutkosky, Ashok and Mehta, Harsh and Mishchenko, Konstantin},
+  year          = {2023},
+  eprint        = {2310.07831},
+  archiveprefix = {arXiv}
+}""",
+    "cutkosky2020": """@inproceedings{cutkosky2020momentum,
+  title     = {Momentum Improves Normalized {SGD}},
+  author    = {Cutkosky, Ashok and Mehta, Harsh},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2020}
+}""",
     "nichol2018": """@misc{nichol2018reptile,
   title         = {On First-Order Meta-Learning Algorithms},
   author        = {Nichol, Alex and Achiam, Joshua and Schulman, John},

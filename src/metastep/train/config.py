@@ -6,11 +6,13 @@ from typing import Any, Literal
 
 from metastep._errors import InputError, check_choice, check_count, check_positive
 from metastep.metagrad import ALGORITHMS
-from metastep.rates import OPTIMIZERS
+from metastep.rates import OPTIMIZERS, RATES, SCHEDULES
 
 AlgorithmName = Literal["maml", "fomaml", "hfmaml", "anil", "reptile", "erm"]
 ModelName = Literal["auto", "linear", "mlp", "conv4"]
-OptimizerName = Literal["adam", "adamw", "momentum", "rmsprop", "sgd"]
+OptimizerName = Literal["auto", "normalised-adam", "adam", "adamw", "momentum", "rmsprop", "sgd"]
+RateName = Literal["auto", "meta-sgd", "per-layer", "learned", "fixed"]
+ScheduleName = Literal["auto", "linear", "cosine", "constant"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,14 +80,23 @@ class TrainConfig(ProblemConfig):
     """The settings of a published experiment; options given beside it win."""
     alpha: float | Literal["auto"] = "auto"
     """Adaptation (inner) rate for a mean loss. auto: estimated before training from tasks and model."""
+    rate: RateName = "auto"
+    """What becomes of alpha in training: meta-sgd (one for each parameter, learned with the initialisation),
+    per-layer, learned (a single one), fixed. auto: meta-sgd where --alpha is auto, fixed where it is given."""
     meta_lr: float | Literal["auto"] = "auto"
-    """Meta (outer) rate. auto: a default argued for in the report."""
+    """Meta (outer) rate at its peak. auto: a default argued for in the report."""
+    schedule: ScheduleName = "auto"
+    """Course of the meta rate: linear or cosine (a short warm-up, then down to 0 at the end), constant. auto:
+    linear where --meta-lr is auto, constant where it is given."""
+    back_offs: int = 10
+    """How often a run that leaves the finite numbers goes back to its last good state and on with half the rate
+    that is to blame. 0 stops at once with the diagnosis."""
     iterations: int | None = None
     """Meta-steps (outer). Default: 10000; 2000 for images."""
     tasks_per_step: int | None = None
     """Tasks of a meta-step. Default: 25; for images 32 up to 5 ways, 16 beyond."""
-    optimizer: OptimizerName = "adam"
-    """Outer optimiser."""
+    optimizer: OptimizerName = "auto"
+    """Outer optimiser. auto: normalised-adam where --meta-lr is auto, adam where it is given."""
     eval_every: int | None = None
     """Meta-steps between validations. Default: a twentieth of the run."""
     eval_tasks: int = 100
@@ -103,16 +114,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     # the examples of the support set's ways; for a mean loss that is 5 x 0.4 and 20 x 0.1.
     "omniglot-5w1s": {
         "ways": 5, "shots": 1, "queries": 1, "steps": 1, "alpha": 2.0, "meta_lr": 1e-3,
-        "tasks_per_step": 32, "iterations": 60_000,
+        "tasks_per_step": 32, "iterations": 60_000, "tasks": "omniglot",
     },
     "omniglot-20w1s": {
         "ways": 20, "shots": 1, "queries": 1, "steps": 5, "alpha": 2.0, "meta_lr": 1e-3,
-        "tasks_per_step": 16, "iterations": 60_000,
+        "tasks_per_step": 16, "iterations": 60_000, "tasks": "omniglot",
     },
     # Raghu et al. (2020) keep those settings and adapt the head alone.
     "omniglot-20w1s-anil": {
         "algorithm": "anil", "ways": 20, "shots": 1, "queries": 1, "steps": 5, "alpha": 2.0,
-        "meta_lr": 1e-3, "tasks_per_step": 16, "iterations": 60_000,
+        "meta_lr": 1e-3, "tasks_per_step": 16, "iterations": 60_000, "tasks": "omniglot",
     },
 }  # fmt: skip
 
@@ -126,7 +137,7 @@ def with_preset(config: TrainConfig) -> TrainConfig:
     chosen = {
         name: value
         for name, value in PRESETS[config.preset].items()
-        if getattr(config, name) == defaults[name]
+        if getattr(config, name) in (defaults[name], "")
     }
     return dataclasses.replace(config, **chosen)
 
@@ -146,7 +157,10 @@ def check_config(config: ProblemConfig) -> None:
 
 
 def _check_training(config: TrainConfig) -> None:
-    check_choice("--optimizer", config.optimizer, OPTIMIZERS)
+    check_choice("--optimizer", config.optimizer, ("auto", *OPTIMIZERS))
+    check_choice("--rate", config.rate, ("auto", *RATES))
+    check_choice("--schedule", config.schedule, ("auto", *SCHEDULES))
+    check_count("--back-offs", config.back_offs, minimum=0)
     for name in ("alpha", "meta_lr"):
         if getattr(config, name) != "auto":
             check_positive(f"--{name.replace('_', '-')}", getattr(config, name))
@@ -171,6 +185,14 @@ def default_steps(config: ProblemConfig, description: dict[str, Any]) -> int:
     return config.steps or (5 if description["table"] else 1)
 
 
+def default_rate(config: TrainConfig) -> str:
+    """What becomes of alpha: a given one is kept, and so is one that no meta-gradient reaches."""
+    if config.rate != "auto":
+        return config.rate
+    learnable = config.alpha == "auto" and config.algorithm not in ("reptile", "erm")
+    return "meta-sgd" if learnable else "fixed"
+
+
 def fill_defaults(config: TrainConfig, description: dict[str, Any], model: str) -> TrainConfig:
     """Replace every None or "auto" that depends on the tasks by what it stands for, except alpha's.
 
@@ -186,9 +208,20 @@ def fill_defaults(config: TrainConfig, description: dict[str, Any], model: str) 
         config,
         **sizes,
         model=model,
+        rate=default_rate(config),
+        optimizer=_unless_auto(
+            config.optimizer, "normalised-adam" if config.meta_lr == "auto" else "adam"
+        ),
+        schedule=_unless_auto(
+            config.schedule, "linear" if config.meta_lr == "auto" else "constant"
+        ),
         steps=default_steps(config, description),
         iterations=iterations,
         tasks_per_step=per_step,
         eval_every=config.eval_every or max(1, iterations // 20),
         log_every=config.log_every or max(1, iterations // 200),
     )
+
+
+def _unless_auto(choice: str, default: str) -> Any:
+    return default if choice == "auto" else choice

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,8 @@ class Learner:
     optimizer : the outer optimiser
     tasks_per_step : tasks of a meta-step
     tasks_at_once : tasks computed side by side; None for all
+    schedule : course of the meta rate over the run, a name in `rates.SCHEDULES`
+    back_offs : how often a run that leaves the finite numbers goes back and on with a lower rate
     """
 
     model: Model
@@ -38,6 +41,8 @@ class Learner:
     optimizer: optax.GradientTransformation
     tasks_per_step: int
     tasks_at_once: int | None = None
+    schedule: str = "constant"
+    back_offs: int = 10
 
     def adapt(self, params: Params, alpha: Rate, episode: Episode) -> Params:
         """The parameters after the inner loop on the support set."""
@@ -73,10 +78,19 @@ def rate_at(alpha: Rate, step: int) -> Rate:
     return jax.tree.map(lambda rates: rates[min(step, rates.shape[0] - 1)], alpha.values)
 
 
-def mean_alpha(alpha: Rate) -> Array:
-    """One number for logs: the mean over every rate in force."""
-    leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(alpha)]
-    return jnp.mean(jnp.concatenate(leaves))
+def mean_alpha(learner: Learner, meta: MetaParams, rate_state: Any) -> Array:
+    """One number for logs: the geometric mean over the rates of all that adapts, 0 if one of them is.
+
+    Rates of parameters spread over orders of magnitude, and an arithmetic mean would show the largest alone.
+    """
+    alpha = learner.rate.alpha(meta, rate_state)
+    trainable = learner.adapter.trainable
+    if trainable is not None and jax.tree.structure(alpha) == jax.tree.structure(meta.params):
+        adapts = jax.tree.leaves(trainable(meta.params))
+        leaves = [leaf for leaf, moves in zip(jax.tree.leaves(alpha), adapts, strict=True) if moves]
+    else:
+        leaves = jax.tree.leaves(alpha)
+    return jnp.exp(jnp.mean(jnp.log(jnp.concatenate([jnp.ravel(leaf) for leaf in leaves]))))
 
 
 def initial_meta(learner: Learner, key: PRNGKeyArray) -> tuple[MetaParams, object]:

@@ -17,13 +17,14 @@ from metastep._errors import DivergenceError
 from metastep.tasks import TaskSplits
 from metastep.train.checkpoint import Checkpoints
 from metastep.train.evaluate import compile_judge
-from metastep.train.learner import Learner
+from metastep.train.guard import incident_rows
+from metastep.train.learner import Learner, mean_alpha
 from metastep.train.state import (
     HEALTHY,
     INNER_LOOP,
     TrainState,
-    Window,
     current_meta_lr,
+    next_window,
     with_validation,
 )
 from metastep.train.step import compile_advance
@@ -148,6 +149,10 @@ def run_loop(
     validate = validator(learner, splits, keys["validation"], schedule.eval_tasks)
     pace, saved_at, started = Pace(), time.monotonic(), time.monotonic()
     iteration = int(state.iteration)
+    # Incidents are written with the rows of metrics, so those since the last row are still to come.
+    reported = len(
+        [r for r in incident_rows(state) if r["iteration"] <= last_row(iteration, schedule)]
+    )
     observer.start(iteration, schedule.iterations)
     checkpoints.save(iteration, state)  # whatever comes, there is something to go on from
     with stop_requests() as stop_requested:
@@ -164,7 +169,9 @@ def run_loop(
             if iteration % schedule.log_every == 0 or iteration == schedule.iterations:
                 seconds = {"seconds": round(time.monotonic() - started, 3)}
                 observer.row({"iteration": iteration} | figures(learner, state, pace) | seconds)
-                state = dataclasses.replace(state, window=Window.empty())
+                for incident in incident_rows(state, reported):
+                    observer.row({"iteration": iteration, "incident": incident})
+                reported, state = int(state.incidents.count), next_window(state)
             if iteration % schedule.eval_every == 0 or iteration == schedule.iterations:
                 validation = validate(state)
                 observer.row({"iteration": iteration, "validation": validation})
@@ -175,6 +182,11 @@ def run_loop(
     checkpoints.save(iteration, state)
     status = "finished" if iteration >= schedule.iterations else "interrupted"
     return Outcome(status, state, pace.per_second)
+
+
+def last_row(iteration: int, schedule: Schedule) -> int:
+    """The iteration of the last row of metrics."""
+    return iteration - iteration % schedule.log_every
 
 
 def figures(learner: Learner, state: TrainState, pace: Pace) -> dict[str, float]:
@@ -221,15 +233,16 @@ def check_health(learner: Learner, state: TrainState) -> None:
     failure = int(state.failure)
     if failure == HEALTHY:
         return
-    alpha = learner.rate.alpha(state.meta, state.rate_state)
-    rate = float(jnp.mean(jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(alpha)])))
+    rate = float(mean_alpha(learner, state.meta, state.rate_state))
     iteration, meta_lr = int(state.iteration) + 1, current_meta_lr(state)
+    mended = int(state.incidents.count)
+    after = f" after {mended} back-offs" if mended else ""
     if failure == INNER_LOOP:
         raise DivergenceError(
-            f"meta-training diverged at iteration {iteration}: the inner loop left the finite numbers "
+            f"meta-training diverged at iteration {iteration}{after}: the inner loop left the finite numbers "
             f"although the meta-parameters were still good; lower --alpha, now {rate:.3g}"
         )
     raise DivergenceError(
-        f"meta-training diverged at iteration {iteration}: the outer loop drove the meta-parameters away "
+        f"meta-training diverged at iteration {iteration}{after}: the outer loop drove the meta-parameters away "
         f"before any adaptation; lower --meta-lr, now {meta_lr:.3g}"
     )

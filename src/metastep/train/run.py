@@ -13,11 +13,12 @@ from metastep._records import read_json, read_jsonl, to_plain, write_json
 from metastep._types import Params
 from metastep.metagrad import algorithm
 from metastep.rates import (
-    FixedRate,
+    RATES,
     RateAdvice,
     advise_rates,
     default_meta_lr,
     make_optimizer,
+    make_rate,
 )
 from metastep.train.checkpoint import Checkpoints
 from metastep.train.config import (
@@ -53,10 +54,12 @@ def build_learner(
         objective=objective,
         adapter=adapter,
         meta_gradient=algorithm(config.algorithm).meta_gradient(),
-        rate=FixedRate(alpha),
+        rate=make_rate(config.rate, alpha),
         optimizer=make_optimizer(config.optimizer, meta_lr),
         tasks_per_step=config.tasks_per_step or 1,
         tasks_at_once=side_by_side(model, config.tasks_at_once),
+        schedule=config.schedule,
+        back_offs=config.back_offs,
     )
 
 
@@ -91,7 +94,14 @@ def choose_rates(config: TrainConfig, task_set: TaskSet) -> dict[str, Any]:
     record = to_plain(measure_rates(config, task_set)) if config.alpha == "auto" else {}
     if config.alpha != "auto":
         record |= {"alpha_chosen": config.alpha, "alpha_reason": "given by the user"}
-    return record | {"meta_lr": meta_lr, "meta_lr_reason": meta_reason}
+    return record | {
+        "rate": config.rate,
+        "rate_reason": RATES[config.rate].summary,
+        "meta_lr": meta_lr,
+        "meta_lr_reason": meta_reason,
+        "optimizer": config.optimizer,
+        "schedule": config.schedule,
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,12 +205,13 @@ def _go(
     keys = split_keys(config.seed)
     alpha, meta_lr = float(rates["alpha_chosen"]), float(rates["meta_lr"])
     learner = build_learner(config, task_set.description, alpha, meta_lr)
-    state = initial_state(learner, keys["parameters"])
+    state = initial_state(learner, keys["parameters"], config.iterations or 0)
     checkpoints = Checkpoints(folder.checkpoints)
     started = time.monotonic()
     try:
         if resume_from is not None and checkpoints.latest() is not None:
-            state = checkpoints.restore(state)
+            horizon = state.horizon
+            state = dataclasses.replace(checkpoints.restore(state), horizon=horizon)
         folder.keep_metrics_until(int(state.iteration))
         recorder = Recorder(folder, observer)
         schedule = Schedule(

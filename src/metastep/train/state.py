@@ -13,6 +13,9 @@ from metastep.train.learner import Learner, initial_meta
 
 HEALTHY, INNER_LOOP, OUTER_LOOP = 0, 1, 2
 
+# A run that fails more often than this is beyond help, whatever it is allowed.
+MAX_INCIDENTS = 32
+
 
 class Window(eqx.Module):
     """Sums over the meta-steps since the last row of metrics."""
@@ -46,6 +49,47 @@ class Best(eqx.Module):
     rate_state: Any
 
 
+class Anchor(eqx.Module):
+    """Where a run goes back to when it fails: the last state that was in order.
+
+    Attributes
+    ----------
+    meta, optimizer_state, rate_state : what it was
+    loss : the lowest mean loss of a logging window so far
+    """
+
+    meta: MetaParams
+    optimizer_state: Any
+    rate_state: Any
+    loss: Float[Array, ""]
+
+
+class Incidents(eqx.Module):
+    """What went wrong and was mended, in order; `count` rows are in use.
+
+    Attributes
+    ----------
+    iteration : the meta-step that failed, from 1
+    loop : INNER_LOOP or OUTER_LOOP
+    task : the worst task of that meta-step
+    loss : its query loss after adaptation
+    alpha, meta_lr : the rates that were in force
+    """
+
+    count: Int[Array, ""]
+    iteration: Int[Array, " incidents"]
+    loop: Int[Array, " incidents"]
+    task: Int[Array, " incidents"]
+    loss: Float[Array, " incidents"]
+    alpha: Float[Array, " incidents"]
+    meta_lr: Float[Array, " incidents"]
+
+    @classmethod
+    def none(cls) -> "Incidents":
+        whole, real = jnp.zeros(MAX_INCIDENTS, int), jnp.zeros(MAX_INCIDENTS)
+        return cls(jnp.zeros((), int), whole, whole, whole, real, real, real)
+
+
 class TrainState(eqx.Module):
     """A pytree of arrays: checkpointed whole, so that a resumed run cannot tell it was interrupted.
 
@@ -56,7 +100,9 @@ class TrainState(eqx.Module):
     window : sums for the next row of metrics
     best : what validated best
     reference : unadapted loss of the first meta-step, the scale that divergence is judged by
-    failure : HEALTHY, or the loop that left the finite numbers
+    meta_lr, horizon : peak meta rate, and the meta-steps it is spread over
+    failure : HEALTHY, or the loop that left the finite numbers for good
+    anchor, incidents : where to go back to, and how often that was needed
     """
 
     iteration: Int[Array, ""]
@@ -66,18 +112,30 @@ class TrainState(eqx.Module):
     window: Window
     best: Best
     reference: Float[Array, ""]
+    meta_lr: Float[Array, ""]
+    horizon: Int[Array, ""]
     failure: Int[Array, ""]
+    anchor: Anchor
+    incidents: Incidents
 
 
-def initial_state(learner: Learner, key: PRNGKeyArray) -> TrainState:
-    """The state before the first meta-step; `key` is that of the initial parameters."""
-    return without_weak_types(jax.jit(lambda key: _initial_state(learner, key))(key))
+def initial_state(learner: Learner, key: PRNGKeyArray, horizon: int = 0) -> TrainState:
+    """The state before the first meta-step.
+
+    Parameters
+    ----------
+    learner : what is trained
+    key : of the initial parameters
+    horizon : meta-steps that the schedule of the meta rate is spread over; of no account if that is constant
+    """
+    return without_weak_types(jax.jit(lambda key: _initial_state(learner, key, horizon))(key))
 
 
-def _initial_state(learner: Learner, key: PRNGKeyArray) -> TrainState:
+def _initial_state(learner: Learner, key: PRNGKeyArray, horizon: int) -> TrainState:
     meta, rate_state = initial_meta(learner, key)
     with jax.numpy_dtype_promotion("standard"):
         optimizer_state = learner.optimizer.init(meta)  # pyright: ignore[reportArgumentType]
+    hyperparams = getattr(optimizer_state, "hyperparams", {})
     return TrainState(
         iteration=jnp.zeros((), int),
         meta=meta,
@@ -86,7 +144,11 @@ def _initial_state(learner: Learner, key: PRNGKeyArray) -> TrainState:
         window=Window.empty(),
         best=Best(jnp.full((), -jnp.inf), jnp.zeros((), int), meta, rate_state),
         reference=jnp.full((), jnp.nan),
+        meta_lr=jnp.asarray(hyperparams.get("learning_rate", jnp.nan), float),
+        horizon=jnp.full((), horizon, int),
         failure=jnp.zeros((), int),
+        anchor=Anchor(meta, optimizer_state, rate_state, jnp.full((), jnp.inf)),
+        incidents=Incidents.none(),
     )
 
 
@@ -103,6 +165,19 @@ def with_validation(state: TrainState, score: float) -> TrainState:
         jnp.full((), score, state.best.score.dtype), state.iteration, state.meta, state.rate_state
     )
     return dataclasses.replace(state, best=best)
+
+
+def next_window(state: TrainState) -> TrainState:
+    """The state with its window emptied, and anchored here unless the loss has gone astray.
+
+    A loss twice the lowest so far may be the way to divergence, and is no place to go back to.
+    """
+    lowest = state.anchor.loss
+    loss = state.window.loss / jnp.maximum(state.window.steps, 1).astype(lowest.dtype)
+    in_order = bool(loss <= 2 * lowest)
+    here = Anchor(state.meta, state.optimizer_state, state.rate_state, jnp.minimum(loss, lowest))
+    anchor = here if in_order else state.anchor
+    return dataclasses.replace(state, window=Window.empty(), anchor=anchor)
 
 
 def current_meta_lr(state: TrainState) -> float | None:

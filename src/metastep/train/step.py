@@ -1,21 +1,21 @@
 """One meta-step, and the compiled loop that takes many of them per dispatch."""
 
-import equinox as eqx
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 import optax.tree_utils as otu
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from metastep._trees import all_finite, select
 from metastep._types import Episode, MetaParams
 from metastep.metagrad import TaskOutcome, mean_over_tasks
+from metastep.rates import schedule_factor
 from metastep.tasks import AbstractTaskFamily, batch_of_episodes
+from metastep.train.guard import guard
 from metastep.train.learner import Learner, mean_alpha
-from metastep.train.state import HEALTHY, INNER_LOOP, OUTER_LOOP, TrainState, Window
-
-# A loss this many times that of the untrained model is as good as infinite.
-_EXPLOSION = 1e6
+from metastep.train.state import HEALTHY, TrainState, Window
 
 
 def meta_step(learner: Learner, state: TrainState, episodes: Episode) -> TrainState:
@@ -35,22 +35,31 @@ def meta_step(learner: Learner, state: TrainState, episodes: Episode) -> TrainSt
     with jax.numpy_dtype_promotion("standard"):  # optax mixes weak and strong types
         updates, optimizer_state = learner.optimizer.update(
             gradient,  # pyright: ignore[reportArgumentType]
-            state.optimizer_state,
+            _at_current_rate(learner, state),
             state.meta,  # pyright: ignore[reportArgumentType]
         )
         meta = optax.apply_updates(state.meta, updates)  # pyright: ignore[reportArgumentType]
-    alpha = mean_alpha(learner.rate.alpha(state.meta, rate_state))
-    advanced = TrainState(
+    alpha = mean_alpha(learner, state.meta, rate_state)
+    advanced = dataclasses.replace(
+        state,
         iteration=state.iteration + 1,
-        meta=meta,  # pyright: ignore[reportArgumentType]
+        meta=meta,
         optimizer_state=optimizer_state,
         rate_state=rate_state,
         window=_record(state.window, outcomes, alpha, otu.tree_norm(gradient)),
-        best=state.best,
         reference=jnp.where(state.iteration == 0, jnp.mean(outcomes.loss_before), state.reference),
-        failure=state.failure,
     )
-    return _guard(state, advanced, outcomes)
+    return guard(learner, state, advanced, outcomes)
+
+
+def _at_current_rate(learner: Learner, state: TrainState) -> Any:
+    """The optimiser's state with this step's meta rate in it, if it keeps its rate there."""
+    hyperparams = getattr(state.optimizer_state, "hyperparams", {})
+    if "learning_rate" not in hyperparams:
+        return state.optimizer_state
+    share = schedule_factor(learner.schedule, state.iteration, state.horizon)
+    rate = (state.meta_lr * share).astype(hyperparams["learning_rate"].dtype)
+    return state.optimizer_state._replace(hyperparams=hyperparams | {"learning_rate": rate})
 
 
 def _record(window: Window, outcomes: TaskOutcome, alpha: Array, gradient_norm: Array) -> Window:
@@ -63,23 +72,6 @@ def _record(window: Window, outcomes: TaskOutcome, alpha: Array, gradient_norm: 
         alpha=window.alpha + alpha,
         gradient_norm=window.gradient_norm + gradient_norm,
     )
-
-
-def _guard(before: TrainState, after: TrainState, outcomes: TaskOutcome) -> TrainState:
-    """Keep the last finite state when a step fails, and say which loop it was.
-
-    The inner loop is to blame when the parameters were still good before adaptation and no longer after it;
-    otherwise meta-training itself has driven them away.
-    """
-    limit = _EXPLOSION * after.reference
-    unadapted, adapted = jnp.mean(outcomes.loss_before), jnp.mean(outcomes.loss)
-    start_is_good = jnp.isfinite(unadapted) & (unadapted <= limit)
-    is_good = start_is_good & (adapted <= limit) & all_finite((after.meta, adapted))
-    failure = jnp.where(
-        is_good, HEALTHY, jnp.where(start_is_good & ~(adapted <= limit), INNER_LOOP, OUTER_LOOP)
-    )
-    kept = select(is_good, after, before)
-    return eqx.tree_at(lambda state: state.failure, kept, failure.astype(before.failure.dtype))
 
 
 def advance(

@@ -93,7 +93,10 @@ def sweep(
     cells = list(itertools.product(*axes))
     shape = tuple(len(axis) for axis in axes)
     keys = {seed: jax.random.split(jax.random.key(seed), 3) for seed in seeds}
-    states = _stack([_start(learner, cell, keys[cell[2]][0]) for cell in cells])
+    learner = dataclasses.replace(
+        learner, back_offs=0
+    )  # a cell is judged at its own rates, or not at all
+    states = _stack([_start(learner, cell, keys[cell[2]][0], milestones[-1]) for cell in cells])
     training_keys = jnp.stack([keys[seed][1] for _, _, seed in cells])
     test_keys = jnp.stack([keys[seed][2] for _, _, seed in cells])
     width = cells_at_once or (1 if learner.tasks_at_once == 1 else len(cells))
@@ -134,13 +137,13 @@ def _check(alphas, meta_lrs, seeds, milestones) -> None:
     check_count("milestones", milestones[0])
 
 
-def _start(learner: Learner, cell: tuple[float, float, int], key: PRNGKeyArray) -> TrainState:
+def _start(
+    learner: Learner, cell: tuple[float, float, int], key: PRNGKeyArray, horizon: int
+) -> TrainState:
     """The first state of one training, with its own rates in it."""
     alpha, meta_lr, _ = cell
-    state = initial_state(learner, key)
-    hyperparams = state.optimizer_state.hyperparams
-    rate = jnp.asarray(meta_lr, hyperparams["learning_rate"].dtype)
-    state = eqx.tree_at(lambda s: s.optimizer_state.hyperparams["learning_rate"], state, rate)
+    state = initial_state(learner, key, horizon)
+    state = dataclasses.replace(state, meta_lr=jnp.asarray(meta_lr, state.meta_lr.dtype))
     if math.isnan(alpha):
         return state
     fixed = jax.tree.map(lambda leaf: jnp.full_like(leaf, alpha), state.rate_state)
@@ -199,10 +202,6 @@ def _row(learner: Learner, states: TrainState, test_loss: Array, test_metric: Ar
     healthy = np.asarray(states.failure) == HEALTHY
     steps = np.maximum(np.asarray(states.window.steps), 1)
     train_loss = np.where(healthy, np.asarray(states.window.loss) / steps, np.inf)
-    test_loss = np.where(healthy & np.isfinite(test_loss), test_loss, np.inf)
-    alphas = jax.vmap(lambda s: _mean_alpha(learner, s))(states)
-    return train_loss, test_loss, np.asarray(test_metric), np.asarray(alphas)
-
-
-def _mean_alpha(learner: Learner, state: TrainState) -> Array:
-    return mean_alpha(learner.rate.alpha(state.meta, state.rate_state))
+    judged = np.where(healthy & np.isfinite(test_loss), test_loss, np.inf)
+    alphas = jax.vmap(lambda s: mean_alpha(learner, s.meta, s.rate_state))(states)
+    return train_loss, judged, np.asarray(test_metric), np.asarray(alphas)

@@ -1,0 +1,79 @@
+"""A sweep is the same as training each cell on its own, and a cell that diverges leaves the others alone."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metastep._errors import InputError
+from metastep.rates import FixedRate
+from metastep.train import (
+    TaskConfig,
+    TrainConfig,
+    advance,
+    build_learner,
+    initial_state,
+    load_tasks,
+    sweep,
+)
+
+CONFIG = TrainConfig(
+    tasks="sinusoid", hidden=(8,), shots=4, tasks_per_step=3, steps=1, optimizer="adam",
+    rate="fixed", schedule="linear",
+)  # fmt: skip
+TASKS = load_tasks(TaskConfig(tasks="sinusoid", shots=4))
+
+
+def learner():
+    return build_learner(CONFIG, TASKS.description, 0.01, 1e-3)
+
+
+@pytest.mark.parametrize("width", [None, 1, 3])
+def test_every_cell_is_a_training_of_its_own(width):
+    result = sweep(
+        learner(), TASKS.splits, [0.003, 0.05], [1e-3, 1e-2], [0, 7], milestones=[5, 12],
+        test_tasks=4, cells_at_once=width,
+    )  # fmt: skip
+    assert result.test_loss.shape == result.train_loss.shape == (2, 2, 2, 2)
+    alone = dataclasses.replace(learner(), rate=FixedRate(0.05))
+    key = jax.random.split(jax.random.key(7), 3)
+    state = initial_state(alone, key[0], 12)
+    state = dataclasses.replace(state, meta_lr=jnp.asarray(1e-2))
+    state = advance(alone, TASKS.splits.train, key[1], state, jnp.asarray(12))
+    episodes = jax.vmap(TASKS.splits.test.sample)(jax.random.split(key[2], 4))
+    losses = jax.vmap(lambda e: alone.query_loss(state.meta.params, e, jnp.asarray(0.05)))(episodes)
+    np.testing.assert_allclose(result.test_loss[1, 1, 1, 1], losses.mean(), rtol=1e-9)
+    np.testing.assert_allclose(result.alpha[1, 1], 0.05)
+
+
+def test_a_cell_that_diverges_is_infinite_and_alone():
+    calm = sweep(learner(), TASKS.splits, [0.01], [1e-3], milestones=[6], test_tasks=4)
+    both = sweep(learner(), TASKS.splits, [0.01, 1e20], [1e-3], milestones=[6], test_tasks=4)
+    assert both.diverged_at[:, 0, 0].tolist() == [0, 1]
+    assert np.isinf(both.test_loss[0, 1, 0, 0])
+    np.testing.assert_allclose(both.test_loss[0, 0], calm.test_loss[0, 0], rtol=1e-12)
+
+
+def test_a_rate_of_its_own_mind_is_left_to_itself():
+    config = dataclasses.replace(CONFIG, rate="learned")
+    own = build_learner(config, TASKS.description, 0.01, 1e-2)
+    result = sweep(own, TASKS.splits, None, [1e-2], milestones=[10], test_tasks=4)
+    assert np.isnan(result.alphas[0])
+    assert result.alpha[0, 0, 0, 0] != pytest.approx(0.01, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([-1.0], [1e-3], [0], [5]), "alphas"),
+        (([0.1], [0.0], [0], [5]), "meta_lrs"),
+        (([0.1], [1e-3], [0], [5, 5]), "milestones must increase, but are"),
+        (([0.1], [], [0], [5]), "needs at least one adaptation rate, one meta rate and one seed"),
+    ],
+)
+def test_impossible_sweeps_are_refused(arguments, message):
+    alphas, meta_lrs, seeds, milestones = arguments
+    with pytest.raises(InputError, match=message):
+        sweep(learner(), TASKS.splits, alphas, meta_lrs, seeds, milestones=milestones)
