@@ -28,6 +28,13 @@ _MODULES = (
     "zou_table2",
     "bernacchia_fig11",
     "bernacchia_fig12",
+    "takagi_linear",
+    "takagi_sinusoid",
+    "takagi_omniglot",
+    "fallah_fosp",
+    "fallah_surrogate",
+    "finn_sinusoid",
+    "anil_omniglot",
 )
 
 __all__ = [
