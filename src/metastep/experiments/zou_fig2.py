@@ -37,8 +37,8 @@ class Config:
     """Shots K and tasks N per initialisation; the ridge that makes the solution of least norm stable."""
 
     settings: tuple[tuple[Literal["uniform", "normal"], int, int], ...] = (
-        ("uniform", 7, 40),
-        ("normal", 15, 20),
+        ("uniform", 10, 30),
+        ("normal", 10, 30),
     )
     width: int = 1000
     test_tasks: int = 100
@@ -60,9 +60,7 @@ def _of_setting(
 ) -> dict[str, Any]:
     network_key, train_key, test_key = jax.random.split(key, 3)
     network = theory.two_layer_network(network_key, 1, config.width, law, jnp.float64)
-    family = Quadratic(shots=shots, queries=shots)
-    train = batch_of_episodes(family, train_key, tasks)
-    test = batch_of_episodes(family, test_key, config.test_tasks)
+    train, test = _draw(train_key, shots, tasks), _draw(test_key, shots, config.test_tasks)
     found, estimates = _measure(network, train, test, config.ridge)
     printed = float(estimates["printed"])
     # Equation H.8 divides the inner step by N K: 2 alpha / (N K) there is 2 (alpha / N) / K here.
@@ -74,6 +72,11 @@ def _of_setting(
         **{name: float(value) for name, value in found.items()},
         "estimates": {key: float(estimates[key]) for key, _, _ in _ESTIMATES},
     }  # fmt: skip
+
+
+@partial(jax.jit, static_argnames=("shots", "tasks"))
+def _draw(key: PRNGKeyArray, shots: int, tasks: int) -> Episode:
+    return batch_of_episodes(Quadratic(shots=shots, queries=shots), key, tasks)
 
 
 @partial(jax.jit, static_argnames="ridge")
