@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +11,23 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from metastep.experiments.core import Claim, Experiment, Report, verdict_of
+from metastep.metagrad import algorithm
+from metastep.models import Objective, conv4
+from metastep.rates import FixedRate, make_optimizer
 from metastep.report import style
 from metastep.report.lines import Series, draw
 from metastep.tasks import TaskSplits
 from metastep.train import (
-    TaskSet,
-    TrainConfig,
+    Learner,
+    ProblemConfig,
     advance,
-    build_learner,
     evaluate,
     initial_state,
     load_tasks,
+    side_by_side,
 )
 
-_ALGORITHMS: tuple[Literal["maml", "anil"], ...] = ("maml", "anil")
+_ALGORITHMS = ("maml", "anil")
 _LABELS = {"maml": "MAML", "anil": "ANIL"}
 
 
@@ -51,38 +54,41 @@ class Config:
 
 def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     """Train both from the same start on the same tasks; judge both on the same held-out tasks."""
-    options = _options(config, "maml", seed)
-    tasks = load_tasks(options)
-    records = {name: _train(config, name, tasks, seed, report) for name in _ALGORITHMS}
+    tasks = load_tasks(
+        ProblemConfig(
+            tasks="omniglot",
+            data=config.data,  # type: ignore[arg-type]
+            ways=config.ways,
+            shots=config.shots,
+            queries=config.queries,
+        )
+    )
+    records = {name: _train(config, name, tasks.splits, seed, report) for name in _ALGORITHMS}
     return {"ways": config.ways, "iterations": config.iterations, **records}
 
 
-def _options(config: Config, name: Literal["maml", "anil"], seed: int) -> TrainConfig:
-    return TrainConfig(
-        tasks="omniglot",
-        algorithm=name,
-        data=config.data,  # type: ignore[arg-type]
-        ways=config.ways,
-        shots=config.shots,
-        queries=config.queries,
-        steps=config.steps,
+def _learner(config: Config, name: str, splits: TaskSplits) -> Learner:
+    model = conv4(splits.train.input_shape, config.ways, config.filters)
+    chosen = algorithm(name)
+    return Learner(
+        model=model,
+        objective=Objective.of(model.apply, "classification"),
+        adapter=chosen.adapter(model, config.steps),
+        meta_gradient=chosen.meta_gradient(),
+        rate=FixedRate(config.alpha),
+        optimizer=make_optimizer("adam", config.meta_lr),
         tasks_per_step=config.tasks_per_step,
-        model="conv4",
-        filters=config.filters,
-        seed=seed,
+        tasks_at_once=side_by_side(model),
     )
 
 
 def _train(
-    config: Config, name: Literal["maml", "anil"], tasks: TaskSet, seed: int, report: Report
+    config: Config, name: str, splits: TaskSplits, seed: int, report: Report
 ) -> dict[str, Any]:
     """Accuracy on held-out tasks as training goes on, and seconds of a meta-step."""
-    learner = build_learner(
-        _options(config, name, seed), tasks.description, config.alpha, config.meta_lr
-    )
+    learner = _learner(config, name, splits)
     start_key, training_key, test_key = jax.random.split(jax.random.key(seed), 3)
     run_until = jax.jit(lambda f, state, until: advance(learner, f, training_key, state, until))
-    splits: TaskSplits = tasks.splits
     state = initial_state(learner, start_key)
     state = jax.block_until_ready(run_until(splits.train, state, jnp.asarray(1)))  # compiles
     rows, seconds = [], 0.0

@@ -40,7 +40,7 @@ class Config:
     alpha: float = 0.01
     pretrained_alphas: tuple[float, ...] = (0.001, 0.005, 0.01, 0.02)
     meta_lr: float = 1e-3
-    steps: int = 10
+    steps: int = 5
     test_tasks: int = 300
     test_queries: int = 50
 
@@ -253,6 +253,7 @@ EXPERIMENT = Experiment(
     quick=Config(),
     paper_scale=Config(
         iterations=70_000,
+        steps=10,
         pretrained_alphas=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05),
         test_tasks=600,
         test_queries=100,

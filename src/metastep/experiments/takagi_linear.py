@@ -184,7 +184,7 @@ def _draw_map(axes: Axes, records: dict[str, Any], found: dict[str, Any], poster
         axes.plot(alphas, scaled(poster), "--", color="0.35", label="β_c of the poster")
     axes.plot(alphas, scaled(found["beta_c"]), "-", color="black", label="β_c, theory")
     axes.plot(alphas, scaled(found["beta_c_measured"]), "o", color="black", markerfacecolor="white",
-              label="β_c, measured")  # fmt: skip
+              markevery=max(1, len(alphas) // 20), label="β_c, measured")  # fmt: skip
     axes.axvline(1, color="black", linestyle=":", label="α_c of the poster")
     axes.set(yscale="log", xlabel="α λ_max", ylabel="β λ_max", ylim=(betas[0], betas[-1]))
     axes.grid(False)

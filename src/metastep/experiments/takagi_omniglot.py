@@ -90,8 +90,8 @@ EXPERIMENT = Experiment(
         filters=8,
     ),
     paper_scale=Config(
-        alphas=log_grid(1e-3, 9.0),
-        betas=log_grid(0.1, 90.0),
+        alphas=log_grid(1e-3, 9.0, 9),
+        betas=log_grid(0.1, 90.0, 7),
         iterations=100,
         tasks_per_step=32,
         edge_tasks=32,
