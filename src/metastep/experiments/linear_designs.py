@@ -49,7 +49,7 @@ def design_features(
 
 def best_rate(curve: theory.RiskCurve, high: float) -> float:
     """The rate in [0, high] of least risk: a scan of the whole range, then of what surrounds its minimum."""
-    low, width = 0.0, high
+    low, width, best = 0.0, high, 0.0
     for _ in range(_SCANS):
         alphas = np.linspace(low, low + width, _GRID)
         best = alphas[int(np.nanargmin(curve.risks(alphas)))]

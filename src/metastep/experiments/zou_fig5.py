@@ -94,7 +94,9 @@ def _samples(
     for repeat in range(config.repeats):
         optima, fresh = deviation * rng.standard_normal((2, config.tasks, config.dim))
         curve = theory.risk_curve(train, optima)
-        start_erm, start_maml = (np.asarray(w) for w in curve.minimisers([0.0, config.alpha]))
+        start_erm, start_maml = (
+            np.asarray(w) for w in curve.minimisers(np.array([0.0, config.alpha]))
+        )
         risk_erm, risk_maml = (float(curve.risks_at(w, 0.0)) for w in (start_erm, start_maml))
         at_optimum[repeat] = config.tasks * config.shots * (risk_maml - risk_erm)
         # a^2 - b^2 as (a - b)(a + b): the two starts are close to each other.

@@ -60,7 +60,7 @@ def _of_case(config: Config, case: str, rng: np.random.Generator) -> dict[str, A
         limits.append(float(theory.limit_rate(phi)))
         aware.append(float(theory.limit_rate(phi, task_cov=np.diag(variances))))
         best.append(best_rate(curve, 4 * limits[-1]))
-        least, at_limit = floats(curve.risks([best[-1], limits[-1]]))
+        least, at_limit = floats(curve.risks(np.array([best[-1], limits[-1]])))
         excess.append(at_limit / least - 1)
         curves.append(curve)
     alphas = np.linspace(0, 2 * max(np.mean(limits), np.mean(best)), config.points)
