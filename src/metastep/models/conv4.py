@@ -118,11 +118,13 @@ def conv4(
             }
         return params
 
-    def apply(params: Params, x: Array) -> Array:
+    def features(params: Params, x: Array) -> Array:
         for i in range(4):
             x = _block(params[f"block{i + 1}"], x, pooling)
-        x = jnp.mean(x, axis=(1, 2)) if pooling == "stride" else x.reshape(x.shape[0], -1)
-        return apply_dense(params["head"], x)
+        return jnp.mean(x, axis=(1, 2)) if pooling == "stride" else x.reshape(x.shape[0], -1)
+
+    def apply(params: Params, x: Array) -> Array:
+        return apply_dense(params["head"], features(params, x))
 
     name = f"conv4-{filters}-{pooling}"
-    return Model(init, apply, head_named("head"), task_mapping="sequential", name=name)
+    return Model(init, apply, head_named("head"), features, "sequential", name)

@@ -21,6 +21,7 @@ class Model:
         May look at the whole batch, as batch normalisation by batch statistics does.
     is_head : params -> pytree of bool, shaped like params
         True where ANIL adapts. The default, everything, makes ANIL the same as MAML.
+    features : (params, x) -> what the head sees, (examples, dim); None where that has no meaning
     task_mapping : "vmap" or "sequential"
         How many tasks share a CPU best: matrices this small gain from being batched ("vmap"),
         convolutions from staying in cache one task at a time ("sequential"). Ignored on accelerators.
@@ -35,6 +36,7 @@ class Model:
     init: Callable[[PRNGKeyArray], Params]
     apply: Callable[[Params, Array], Array]
     is_head: Callable[[Params], PyTree[bool]] = lambda params: jax.tree.map(lambda _: True, params)
+    features: Callable[[Params, Array], Array] | None = None
     task_mapping: Literal["vmap", "sequential"] = "vmap"
     name: str = "model"
 

@@ -22,6 +22,7 @@ from metastep.rates.meta_edge import (
     meta_edge,
     second_moments,
 )
+from metastep.rates.online import AnilOnlineRate, EdgeRate, EstimatedRate, ScheduledRate
 from metastep.rates.smoothness import (
     FallahStep,
     SmoothnessConstants,
@@ -34,7 +35,10 @@ __all__ = [
     "RATES",
     "SCHEDULES",
     "AbstractRate",
+    "AnilOnlineRate",
     "AwareTerms",
+    "EdgeRate",
+    "EstimatedRate",
     "Extremes",
     "FallahStep",
     "FixedRate",
@@ -44,6 +48,7 @@ __all__ = [
     "RateAdvice",
     "RateKind",
     "RatioEstimate",
+    "ScheduledRate",
     "SmoothnessConstants",
     "StabilityEdge",
     "TaskCurvature",

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from metastep._errors import check_choice
 from metastep.rates.core import AbstractRate, FixedRate, LearnedRate
+from metastep.rates.online import EdgeRate, EstimatedRate, Restrict, everything
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,31 +14,55 @@ class RateKind:
 
     Attributes
     ----------
-    make : starting value -> rate
+    make : (starting value, restriction to what adapts) -> rate
     summary : what it does, for reports
     """
 
-    make: Callable[[float], AbstractRate]
+    make: Callable[[float, Restrict], AbstractRate]
     summary: str
 
 
 RATES: dict[str, RateKind] = {
     "meta-sgd": RateKind(
-        lambda start: LearnedRate(start, "parameter"),
+        lambda start, restrict: LearnedRate(start, "parameter"),
         "each parameter has an alpha of its own, learned with the initialisation by the outer optimiser",
     ),
     "per-layer": RateKind(
-        lambda start: LearnedRate(start, "layer"),
+        lambda start, restrict: LearnedRate(start, "layer"),
         "each array of parameters has an alpha of its own, learned with the initialisation",
     ),
     "learned": RateKind(
-        LearnedRate, "one alpha, learned with the initialisation by the outer optimiser"
+        lambda start, restrict: LearnedRate(start),
+        "one alpha, learned with the initialisation by the outer optimiser",
     ),
-    "fixed": RateKind(FixedRate, "alpha stays where it starts"),
+    "fixed": RateKind(lambda start, restrict: FixedRate(start), "alpha stays where it starts"),
+    "label-free": RateKind(
+        lambda start, restrict: EstimatedRate(start, restrict=restrict),
+        "(H.6) at the current parameters, in a running mean",
+    ),
+    "label-free-max": RateKind(
+        lambda start, restrict: EstimatedRate(start, never_decreasing=True, restrict=restrict),
+        "(H.6) at the current parameters, in a running mean that never decreases",
+    ),
+    "label-aware": RateKind(
+        lambda start, restrict: EstimatedRate(start, estimate="label-aware", restrict=restrict),
+        "the greedy optimum of one step at the current parameters, in a running mean; known to collapse in long runs",
+    ),
+    "edge": RateKind(
+        lambda start, restrict: EdgeRate(start, restrict=restrict),
+        "half of the largest rate at which the inner loop is stable, followed during training",
+    ),
 }
 
 
-def make_rate(kind: str, start: float) -> AbstractRate:
-    """The rate of a name in `RATES`, starting at `start`."""
+def make_rate(kind: str, start: float, restrict: Restrict = everything) -> AbstractRate:
+    """The rate of a name in `RATES`, starting at `start`.
+
+    Parameters
+    ----------
+    kind : a name in `RATES`
+    start : the rate to begin with, above 0
+    restrict : zeroes the gradient of parameters the inner loop leaves alone (ANIL)
+    """
     check_choice("rate", kind, RATES)
-    return RATES[kind].make(start)
+    return RATES[kind].make(start, restrict)

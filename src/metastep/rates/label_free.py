@@ -40,6 +40,8 @@ def label_free_terms(
     episode: Episode,
     key: PRNGKeyArray,
     restrict: Callable[[Params], Params] = lambda gradient: gradient,
+    *,
+    probes: int | None = None,
 ) -> FreeTerms:
     """tr T, tr UT and tr UTU, with U and T the Gauss-Newton matrices on support and query.
 
@@ -52,6 +54,7 @@ def label_free_terms(
     ----------
     objective, params, episode, restrict : as in `label_aware_terms`
     key : for the random signs
+    probes : random sign vectors; None is exact with few outputs and takes eight with many
     """
 
     def products(z: Array) -> tuple[Array, Array]:
@@ -68,8 +71,10 @@ def label_free_terms(
         return inner(v, pull_back(objective, params, episode.query, bent))
 
     support_key, query_key = jax.random.split(key)
-    second, third = _trace(products, _outputs(objective, params, episode.support.x), support_key)
-    first = _trace(query_trace, _outputs(objective, params, episode.query.x), query_key)
+    second, third = _trace(
+        products, _outputs(objective, params, episode.support.x), support_key, probes
+    )
+    first = _trace(query_trace, _outputs(objective, params, episode.query.x), query_key, probes)
     return FreeTerms(first, second, third)
 
 
@@ -77,12 +82,18 @@ def _outputs(objective: Objective, params: Params, x: Array) -> jax.ShapeDtypeSt
     return jax.eval_shape(objective.apply, params, x)
 
 
-def _trace(function: Callable[[Array], Any], like: jax.ShapeDtypeStruct, key: PRNGKeyArray):
+def _trace(
+    function: Callable[[Array], Any],
+    like: jax.ShapeDtypeStruct,
+    key: PRNGKeyArray,
+    probes: int | None,
+):
     """The sum of a quadratic form over a basis of the outputs, exact or by random signs."""
-    if like.size <= _EXACT_OUTPUTS:
+    if probes is None and like.size <= _EXACT_OUTPUTS:
         basis = jnp.eye(like.size, dtype=like.dtype).reshape(like.size, *like.shape)
         terms, count = jax.lax.map(function, basis), 1
     else:
-        signs = jax.random.rademacher(key, (_PROBES, *like.shape), like.dtype)
-        terms, count = jax.lax.map(function, signs), _PROBES
+        count = probes or _PROBES
+        signs = jax.random.rademacher(key, (count, *like.shape), like.dtype)
+        terms = jax.lax.map(function, signs)
     return jax.tree.map(lambda term: jnp.sum(term) / count, terms)

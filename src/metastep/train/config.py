@@ -11,7 +11,17 @@ from metastep.rates import OPTIMIZERS, RATES, SCHEDULES
 AlgorithmName = Literal["maml", "fomaml", "hfmaml", "anil", "reptile", "erm"]
 ModelName = Literal["auto", "linear", "mlp", "conv4"]
 OptimizerName = Literal["auto", "normalised-adam", "adam", "adamw", "momentum", "rmsprop", "sgd"]
-RateName = Literal["auto", "meta-sgd", "per-layer", "learned", "fixed"]
+RateName = Literal[
+    "auto",
+    "meta-sgd",
+    "per-layer",
+    "learned",
+    "fixed",
+    "label-free",
+    "label-free-max",
+    "label-aware",
+    "edge",
+]
 ScheduleName = Literal["auto", "linear", "cosine", "constant"]
 
 
@@ -82,7 +92,8 @@ class TrainConfig(ProblemConfig):
     """Adaptation (inner) rate for a mean loss. auto: estimated before training from tasks and model."""
     rate: RateName = "auto"
     """What becomes of alpha in training: meta-sgd (one for each parameter, learned with the initialisation),
-    per-layer, learned (a single one), fixed. auto: meta-sgd where --alpha is auto, fixed where it is given."""
+    per-layer, learned (a single one), fixed; or followed by measurement: label-free, label-free-max,
+    label-aware, edge. auto: meta-sgd where --alpha is auto, fixed where it is given."""
     meta_lr: float | Literal["auto"] = "auto"
     """Meta (outer) rate at its peak. auto: a default argued for in the report."""
     schedule: ScheduleName = "auto"

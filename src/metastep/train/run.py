@@ -54,7 +54,7 @@ def build_learner(
         objective=objective,
         adapter=adapter,
         meta_gradient=algorithm(config.algorithm).meta_gradient(),
-        rate=make_rate(config.rate, alpha),
+        rate=make_rate(config.rate, alpha, adapter.restrict),
         optimizer=make_optimizer(config.optimizer, meta_lr),
         tasks_per_step=config.tasks_per_step or 1,
         tasks_at_once=side_by_side(model, config.tasks_at_once),
