@@ -74,6 +74,9 @@ class EvaluateOptions:
     """The state that validated best, or the last one."""
     transductive: bool = True
     """Whether batch normalisation sees the whole query set at once, as in most published numbers."""
+    stationarity: Json = False
+    """Also measure how far from stationary the run is: the norm of its meta-gradient on fresh draws of the
+    training tasks, with an interval, beside what it was at the start and what theory promises."""
     json: Json = False
     """Print one JSON object instead of a table."""
 

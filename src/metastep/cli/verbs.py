@@ -31,6 +31,7 @@ from metastep.train import (
     RunFolder,
     TrainConfig,
     adapt_and_predict,
+    certify_run,
     evaluate_run,
     load_run,
     load_tasks,
@@ -170,6 +171,12 @@ def evaluate(arguments: list[str]) -> None:
         "steps": evaluation.after.steps,
         **evaluation.record(),
     }
+    if options.stationarity:
+        with error_console().status("measuring the meta-gradient"):
+            certificate = certify_run(
+                run, num_tasks=options.num_tasks, alpha=options.alpha, seed=options.seed
+            )
+        record["stationarity"] = certificate.record()
     write_json(folder.evaluation, record)
     if examples:
         folder.write_arrays(folder.examples, examples)

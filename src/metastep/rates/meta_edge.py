@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax.tree_utils as otu
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from metastep._errors import InputError, check_choice, check_count
 from metastep._types import Episode, Params, Scalar
@@ -232,8 +232,8 @@ def second_moments(
     )
 
 
-def mean_of_tasks(function: Callable, episodes: Episode, tasks_at_once: int | None = None):
-    """Mean over the task axis of a function of one episode, keeping only sums between groups of tasks.
+def mean_of_tasks(function: Callable, episodes: PyTree, tasks_at_once: int | None = None):
+    """Mean over the leading axis of a function of one task, keeping only sums between groups of tasks.
 
     The groups are the largest that divide the number of tasks and are no larger than `tasks_at_once`.
     """

@@ -32,7 +32,10 @@ def rates_rows(record: dict[str, Any]) -> list[Row]:
         _rate(record, "alpha", "α of least query loss", bounds="alpha_interval"),
         _rate(record, "label_free_alpha", "α without labels", bounds="label_free_interval"),
         _rate(record, "alpha_max", "α beyond which a step harms"),
+        _word(record, "rate", "α in training", note="rate_reason"),
         _rate(record, "meta_lr", "meta rate used", note="meta_lr_reason"),
+        _word(record, "schedule", "course of the meta rate"),
+        _word(record, "optimizer", "outer optimiser"),
         _rate(record, "beta_max", "bound of the meta rate β"),
         _gain(record, "predicted_gain", "predicted gain of one step"),
         _gain(
@@ -54,6 +57,12 @@ def _rate(
     if value is None and not reason:
         return None
     return Row(label, number(value), interval(record.get(bounds)), str(reason))
+
+
+def _word(record: dict[str, Any], key: str, label: str, note: str = "") -> Row | None:
+    if record.get(key) is None:
+        return None
+    return Row(label, str(record[key]), note=str(record.get(note) or ""))
 
 
 def _gain(record: dict[str, Any], key: str, label: str, note: str = "") -> Row | None:
@@ -121,6 +130,23 @@ def evaluation_protocol(record: dict[str, Any]) -> str:
             else "query examples judged one by one"
         )
     return ", ".join(parts)
+
+
+def stationarity_rows(record: dict[str, Any]) -> list[Row]:
+    """The norm of the meta-gradient, where it began, and what theory promises; absent values give no row."""
+    found = record.get("stationarity") or {}
+    rows = [
+        _rate(found, "norm", "gradient norm |∇F|", bounds="interval"),
+        _rate(found, "initial_norm", "the same before training", bounds="initial_interval"),
+        _rate(found, "floor", "norm below which theory promises nothing"),
+        _rate(found, "iteration_bound", "meta-steps to there, by theory"),
+        _rate(found, "bias_bound", "part hidden by finite support sets, at most"),
+    ]
+    if found:
+        tasks = f"{count(found.get('num_tasks'))} {found.get('split', 'train')} tasks"
+        rows.append(Row("measured on", tasks))
+        rows.append(Row("theory", "", note=str(found.get("reason", ""))))
+    return [row for row in rows if row is not None]
 
 
 def info_rows(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

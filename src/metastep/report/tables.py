@@ -13,6 +13,7 @@ from metastep.report.rows import (
     evaluation_rows,
     info_rows,
     rates_rows,
+    stationarity_rows,
 )
 
 _VERDICT_STYLE = {"holds": "green", "fails": "red", "false": "red", "partly": "yellow"}
@@ -53,8 +54,20 @@ def evaluation_table(record: dict[str, Any]) -> RenderableType:
         for cells in points:
             _add(curve, *cells[: len(headings)])
         parts.append(curve)
+    parts += _stationarity(record)
     protocol = evaluation_protocol(record)
     return Group(*parts, Text(protocol, style="dim")) if protocol else Group(*parts)
+
+
+def _stationarity(record: dict[str, Any]) -> list[RenderableType]:
+    rows = stationarity_rows(record)
+    if not rows:
+        return []
+    table = _table("stationarity", "value", "95 % interval")
+    for row in rows:
+        if row.value:
+            _add(table, row.label, row.value, row.interval)
+    return [Text(""), table, *(_labelled(row.label, row.note) for row in rows if row.note)]
 
 
 def info_table(record: dict[str, Any]) -> Table:

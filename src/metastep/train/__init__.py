@@ -1,5 +1,6 @@
 """Composition: tasks, model, rates and meta-gradient put together, trained, checkpointed and judged."""
 
+from metastep.train.certificate import Certificate, certify_run
 from metastep.train.checkpoint import Checkpoints
 from metastep.train.config import PRESETS, ProblemConfig, TaskConfig, TrainConfig
 from metastep.train.evaluate import Evaluation, evaluate, predict
@@ -16,14 +17,17 @@ from metastep.train.run import (
     train,
 )
 from metastep.train.state import TrainState, initial_state
+from metastep.train.stationarity import GradientNorm, gradient_norm
 from metastep.train.step import advance, meta_step
 from metastep.train.sweep import SweepResult, sweep
 from metastep.train.trained import TrainedRun, adapt_and_predict, evaluate_run, load_run
 
 __all__ = [
     "PRESETS",
+    "Certificate",
     "Checkpoints",
     "Evaluation",
+    "GradientNorm",
     "Learner",
     "Observer",
     "Outcome",
@@ -42,9 +46,11 @@ __all__ = [
     "build_inner_loop",
     "build_learner",
     "build_model",
+    "certify_run",
     "choose_rates",
     "evaluate",
     "evaluate_run",
+    "gradient_norm",
     "initial_state",
     "load_run",
     "load_tasks",
