@@ -35,6 +35,15 @@ def describe(figures: dict[str, float]) -> str:
     return "  ".join(parts)
 
 
+def incident_line(incident: dict[str, Any]) -> str:
+    """What failed and what was done about it."""
+    return (
+        f"meta-step {incident['iteration']}: the {incident['loop']} loop left the finite numbers at task "
+        f"{incident['task']} (alpha {incident['alpha']:.3g}, meta rate {incident['meta_lr']:.3g}); "
+        f"{incident['action']}"
+    )
+
+
 class BarObserver:
     """A live progress bar with the last validation behind it."""
 
@@ -55,6 +64,8 @@ class BarObserver:
         )
 
     def row(self, row: dict[str, Any]) -> None:
+        if "incident" in row:
+            self._progress.console.print(incident_line(row["incident"]))
         if "validation" in row:
             self._validation = f"  validation {row['validation']['loss']:.4g}"
 
@@ -78,7 +89,8 @@ class LineObserver:
         self._console.print(f"{iteration}/{self._total}  {describe(figures)}{left}", soft_wrap=True)
 
     def row(self, row: dict[str, Any]) -> None:
-        del row
+        if "incident" in row:
+            self._console.print(incident_line(row["incident"]), soft_wrap=True)
 
 
 class Fanout:
@@ -122,6 +134,9 @@ class TensorBoardObserver:
         del iteration, figures
 
     def row(self, row: dict[str, Any]) -> None:
+        if "incident" in row:
+            self._writer.add_text("incident", incident_line(row["incident"]), row["iteration"])
+            return
         prefix, values = (
             ("validation", row["validation"]) if "validation" in row else ("train", row)
         )

@@ -201,7 +201,8 @@ def _choose(
             warnings.append("the interval of the label-aware rate includes 0: sample more tasks")
     rates, losses = np.array(curve.alpha), np.array(curve.measured)
     tried = np.interp(chosen, rates, np.nan_to_num(losses, nan=np.inf, posinf=np.inf))
-    if not tried <= losses[0]:
+    doubt = np.interp(chosen, rates, np.nan_to_num(curve.ci95, nan=0.0))
+    if not tried <= losses[0] + doubt:
         usable = np.where(np.isfinite(losses), losses, np.inf)
         best = int(np.argmin(usable[1:])) + 1
         warnings.append(

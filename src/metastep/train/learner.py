@@ -78,19 +78,22 @@ def rate_at(alpha: Rate, step: int) -> Rate:
     return jax.tree.map(lambda rates: rates[min(step, rates.shape[0] - 1)], alpha.values)
 
 
+def rates_in_force(learner: Learner, meta: MetaParams, rate_state: Any) -> Array:
+    """Every rate of what adapts, as one vector."""
+    alpha = learner.rate.alpha(meta, rate_state)
+    leaves, trainable = jax.tree.leaves(alpha), learner.adapter.trainable
+    if trainable is not None and jax.tree.structure(alpha) == jax.tree.structure(meta.params):
+        adapts = jax.tree.leaves(trainable(meta.params))
+        leaves = [leaf for leaf, moves in zip(leaves, adapts, strict=True) if moves]
+    return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
+
+
 def mean_alpha(learner: Learner, meta: MetaParams, rate_state: Any) -> Array:
     """One number for logs: the geometric mean over the rates of all that adapts, 0 if one of them is.
 
     Rates of parameters spread over orders of magnitude, and an arithmetic mean would show the largest alone.
     """
-    alpha = learner.rate.alpha(meta, rate_state)
-    trainable = learner.adapter.trainable
-    if trainable is not None and jax.tree.structure(alpha) == jax.tree.structure(meta.params):
-        adapts = jax.tree.leaves(trainable(meta.params))
-        leaves = [leaf for leaf, moves in zip(jax.tree.leaves(alpha), adapts, strict=True) if moves]
-    else:
-        leaves = jax.tree.leaves(alpha)
-    return jnp.exp(jnp.mean(jnp.log(jnp.concatenate([jnp.ravel(leaf) for leaf in leaves]))))
+    return jnp.exp(jnp.mean(jnp.log(rates_in_force(learner, meta, rate_state))))
 
 
 def initial_meta(learner: Learner, key: PRNGKeyArray) -> tuple[MetaParams, object]:

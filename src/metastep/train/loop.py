@@ -18,7 +18,7 @@ from metastep.tasks import TaskSplits
 from metastep.train.checkpoint import Checkpoints
 from metastep.train.evaluate import compile_judge
 from metastep.train.guard import incident_rows
-from metastep.train.learner import Learner, mean_alpha
+from metastep.train.learner import Learner, mean_alpha, rates_in_force
 from metastep.train.state import (
     HEALTHY,
     INNER_LOOP,
@@ -168,7 +168,8 @@ def run_loop(
             observer.progress(iteration, figures(learner, state, pace))
             if iteration % schedule.log_every == 0 or iteration == schedule.iterations:
                 seconds = {"seconds": round(time.monotonic() - started, 3)}
-                observer.row({"iteration": iteration} | figures(learner, state, pace) | seconds)
+                means = figures(learner, state, pace) | spread_of_alpha(learner, state)
+                observer.row({"iteration": iteration} | means | seconds)
                 for incident in incident_rows(state, reported):
                     observer.row({"iteration": iteration, "incident": incident})
                 reported, state = int(state.incidents.count), next_window(state)
@@ -203,6 +204,15 @@ def figures(learner: Learner, state: TrainState, pace: Pace) -> dict[str, float]
         "steps_per_second": round(pace.per_second, 3),
     }
     return {name: value for name, value in means.items() if not math.isnan(value)}
+
+
+def spread_of_alpha(learner: Learner, state: TrainState) -> dict[str, float]:
+    """Where nine tenths of the rates lie, when there is more than one."""
+    rates = np.asarray(rates_in_force(learner, state.meta, state.rate_state))
+    if rates.size < 2:
+        return {}
+    low, high = np.quantile(rates, [0.05, 0.95])
+    return {"alpha_low": float(low), "alpha_high": float(high)}
 
 
 def validator(learner: Learner, splits: TaskSplits, key: PRNGKeyArray, num_tasks: int):
