@@ -99,8 +99,8 @@ def plot(records: dict[str, Any]) -> Figure:
     figure, axes = style.new_figure(2, 3, panel=(4.3, 3.3))
     for panel, (name, one) in zip(axes, records["designs"].items(), strict=True):
         series = [
-            Series(_LABELS[law], one["variance"], one[law], color=_COLORS[law], marker=marker)
-            for law, marker in zip(LAWS, "os^", strict=True)
+            Series(_LABELS[law], one["variance"], one[law], None, _COLORS[law], line)
+            for law, line in zip(LAWS, ("-", "--", "-."), strict=True)
         ]
         is_log = name in ("rbf_far", "identity", "polynomial", "tangent")
         draw(panel, series, "data variance σ²", r"$\alpha_{lim}$", is_log, is_log, _TITLES[name])
