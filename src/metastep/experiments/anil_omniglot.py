@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
+from metastep._records import Estimate
 from metastep.experiments.core import Claim, Experiment, Report, verdict_of
 from metastep.metagrad import algorithm
 from metastep.models import Objective, conv4
@@ -21,11 +22,11 @@ from metastep.train import (
     Learner,
     ProblemConfig,
     advance,
-    evaluate,
     initial_state,
     load_tasks,
     side_by_side,
 )
+from metastep.train.evaluate import compile_judge
 
 _ALGORITHMS = ("maml", "anil")
 _LABELS = {"maml": "MAML", "anil": "ANIL"}
@@ -41,14 +42,14 @@ class Config:
     ways: int = 5
     shots: int = 1
     queries: int = 3
-    steps: int = 3
-    alpha: float = 0.5
+    steps: int = 1
+    alpha: float = 2.0
     meta_lr: float = 3e-3
     tasks_per_step: int = 4
     iterations: int = 40
     filters: int = 8
     test_tasks: int = 40
-    evaluations: int = 2
+    evaluations: int = 1
     data: str | None = None
 
 
@@ -91,17 +92,19 @@ def _train(
     run_until = jax.jit(lambda f, state, until: advance(learner, f, training_key, state, until))
     state = initial_state(learner, start_key)
     state = jax.block_until_ready(run_until(splits.train, state, jnp.asarray(1)))  # compiles
+    judge = compile_judge(learner, config.steps, config.test_tasks)
     rows, seconds = [], 0.0
     for stop in np.linspace(0, config.iterations, config.evaluations + 1).round().astype(int)[1:]:
         report(f"{_LABELS[name]}", int(state.iteration), config.iterations)
         began = time.monotonic()
         state = jax.block_until_ready(run_until(splits.train, state, jnp.asarray(stop)))
         seconds += time.monotonic() - began
-        judged = evaluate(
-            learner, state.meta.params, jnp.asarray(config.alpha), splits.test, test_key,
-            num_tasks=config.test_tasks,
-        ).record()  # fmt: skip
-        rows.append({"iteration": int(stop)} | {k: judged[k] for k in ("accuracy", "before")})
+        losses_and_accuracies = judge(
+            state.meta.params, jnp.asarray(config.alpha), splits.test, test_key
+        )
+        accuracies = np.asarray(losses_and_accuracies[1])  # (tasks, steps + 1)
+        before, after = (dataclasses.asdict(Estimate.of(accuracies[:, step])) for step in (0, -1))
+        rows.append({"iteration": int(stop), "accuracy": after, "before": before})
     return {"rows": rows, "seconds_per_step": seconds / max(1, config.iterations - 1)}
 
 
@@ -113,7 +116,7 @@ def plot(records: dict[str, Any]) -> Figure:
     for name, color in (("maml", style.BLUE), ("anil", style.VERMILLION)):
         rows = records[name]["rows"]
         x = [row["iteration"] for row in rows]
-        after, before = [r["accuracy"] for r in rows], [r["before"]["accuracy"] for r in rows]
+        after, before = [r["accuracy"] for r in rows], [r["before"] for r in rows]
         lines += [
             Series(f"{_LABELS[name]}, adapted", x, [a["mean"] for a in after],
                    [a["ci95"] for a in after], color, marker="o"),

@@ -86,6 +86,7 @@ EXPERIMENT = Experiment(
         edge_tasks=2,
         lanczos=6,
         warm_up=0,
+        steps=1,
         queries=3,
         filters=8,
     ),
