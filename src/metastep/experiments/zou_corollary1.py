@@ -245,7 +245,7 @@ EXPERIMENT = Experiment(
     title="bounds on α_lim for nine laws of the features, with counter-examples",
     paper="zou2022",
     quick=Config(),
-    paper_scale=Config(tasks=100_000),
+    paper_scale=Config(tasks=20_000),
     run=run,
     plot=plot,
     claims=claims,

@@ -200,7 +200,7 @@ EXPERIMENT = Experiment(
     title="path of the MAML minimiser over α and its mean distance to the task optima (and Fig. 7)",
     paper="zou2022",
     quick=Config(),
-    paper_scale=Config(rates=401, seeds=200),
+    paper_scale=Config(rates=201, seeds=100),
     run=run,
     plot=plot,
     claims=claims,

@@ -1,0 +1,300 @@
+"""Experiments on Zou et al. against arithmetic of their own: explicit features and inverses, exact fractions."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metastep import theory
+from metastep._records import to_plain
+from metastep.experiments import (
+    zou_corollary1,
+    zou_fig1,
+    zou_fig2,
+    zou_fig3,
+    zou_fig10,
+    zou_prop1,
+    zou_theorem2,
+)
+from metastep.models import conv4
+from metastep.report import style
+from metastep.tasks import Quadratic, batch_of_episodes
+
+
+def silent(text, done, total):
+    del text, done, total
+
+
+def verdicts(experiment, records):
+    return [claim.verdict for claim in experiment.claims(records)]
+
+
+def run_small(module, **changes):
+    """Records of the quick configuration with a few sizes changed, as JSON gives them back."""
+    experiment = module.EXPERIMENT
+    config = dataclasses.replace(experiment.quick, **changes)
+    return to_plain(experiment.run(config, 0, silent))
+
+
+@pytest.fixture(scope="module")
+def path_records():
+    return run_small(zou_fig1, tasks=40, new_tasks=4, shots=4, rates=5, seeds=2)
+
+
+def test_path_is_the_weighted_least_squares_solution(path_records):
+    config = dataclasses.replace(
+        zou_fig1.EXPERIMENT.quick, tasks=40, new_tasks=4, shots=4, rates=5, seeds=2
+    )
+    for index, (way, law, _) in enumerate(zou_fig1._DESIGNS):
+        phi, optima, weights, _ = zou_fig1._draw(config, way, law, (0, 1))
+        design = path_records["designs"][index]
+        alpha = design["alpha_lim"][1] * path_records["multiples"][3]
+        total, right = np.zeros((2, 2)), np.zeros(2)
+        for features, optimum, weight in zip(phi, optima, weights, strict=True):
+            adapted = features @ (np.eye(2) - 2 * alpha / 4 * features.T @ features)
+            total += weight * adapted.T @ adapted
+            right += weight * adapted.T @ adapted @ optimum
+        distances = np.linalg.norm(np.linalg.solve(total, right) - optima, axis=1)
+        np.testing.assert_allclose(design["distance"][1][3], distances.mean(), rtol=1e-9)
+
+
+def test_weighted_limit_counts_a_task_as_often_as_it_weighs(rng):
+    phi = rng.normal(size=(5, 4, 2))
+    repeated = np.concatenate([phi, phi[:2], phi[:2]])
+    weighted = zou_fig1._weighted_limit(phi, np.array([3.0, 3, 1, 1, 1]))
+    np.testing.assert_allclose(weighted, float(theory.limit_rate(repeated)), rtol=1e-12)
+
+
+def test_mean_distance_claims_read_the_lines(path_records):
+    records = dict(path_records)
+    multiples = [0.0, 1e-3, 0.5, 1.0, 2.0]
+    falling = {**records["designs"][0], "distance": [[2.0, 1.9, 1.5, 1.0, 3.0]] * 4}
+    rising = {**records["designs"][0], "distance": [[2.0, 2.1, 1.0, 2.5, 3.0]] * 4}
+    mixed = {**rising, "distance": falling["distance"][:3] + rising["distance"][:1]}
+    for design, expected in ((falling, ["holds", "holds"]), (rising, ["does not hold"] * 2),
+                             (mixed, ["holds with a condition", "does not hold"])):  # fmt: skip
+        found = verdicts(
+            zou_fig1.EXPERIMENT, {"multiples": multiples, "designs": [design], "new_tasks": 4}
+        )
+        assert found[1:] == expected
+
+
+def test_expected_gap_is_that_of_explicit_inverses():
+    config = {"tasks": 6, "test_tasks": 5, "shots": 4, "dim": 3, "steps": (0, 3), "rates": 3,
+              "eta": 0.01, "random_sets": 3}  # fmt: skip
+    law = run_small(zou_theorem2, **config)["laws"][0]
+    rng = np.random.default_rng(0)
+    phi, test = (rng.uniform(-(3**0.5), 3**0.5, (n, 4, 3)) * 5 / 3**0.5 for n in (6, 5))
+    gram = np.swapaxes(phi, 1, 2) @ phi
+    contraction = np.eye(3) - 2 * 0.01 / 4 * np.swapaxes(test, 1, 2) @ test
+    contraction = np.linalg.matrix_power(contraction, 6).mean(0)
+
+    def spread(alpha):
+        factor = np.eye(3) - 2 * alpha / 4 * gram
+        adapted = gram @ factor @ factor
+        inverse = np.linalg.inv(adapted.sum(0))
+        return inverse @ (adapted @ adapted).sum(0) @ inverse
+
+    alpha = law["gaps"]["multiple"][-1] * law["alpha_lim"]
+    expected = 3.0 * np.trace(contraction @ (spread(alpha) - spread(0.0)))
+    np.testing.assert_allclose(law["gaps"]["t=3"][-1], expected, rtol=1e-8)
+
+
+def test_spread_of_the_proposition(rng):
+    low, high, alpha, shots = 0.9, 1.3, 0.04, 7
+    above = high - 4 * alpha * low**2 / shots + 4 * alpha**2 * high**3 / shots**2
+    below = low - 4 * alpha * high**2 / shots + 4 * alpha**2 * low**3 / shots**2
+    np.testing.assert_allclose(
+        zou_prop1._epsilon(alpha, (low, high), shots), above / below**2, rtol=1e-9
+    )
+
+
+def test_printed_and_corrected_bounds_differ_in_epsilon_alone():
+    config = dataclasses.replace(zou_prop1.EXPERIMENT.quick, shots=7, dim=2)
+    adapted = np.broadcast_to(np.diag([3.0, 1.0]), (5, 2, 2))
+    corrected, printed = zou_prop1._bounds(0.04, (0.9, 1.3), adapted, config)
+    spread = zou_prop1._epsilon(0.04, (0.9, 1.3), 7)
+    log_term = math.log(2 / 0.05)
+    unit = 8 / 3 * 9 / 7 / 5  # L^2 / (K N), L = sqrt(8 / 3) * 3
+    assert log_term > math.sqrt(2 * log_term)  # so the exponential term is the larger one
+    np.testing.assert_allclose(corrected, unit * spread * log_term, rtol=1e-9)
+    root = math.sqrt(2 * spread * log_term)
+    np.testing.assert_allclose(printed, unit * max(root, spread * log_term), rtol=1e-9)
+
+
+# alpha_lim and the printed lower end as fractions, from moments 1, 3, 15 of N(0, 1) and r! of Exp(1)
+EXACT = {
+    "N(0, 1), K = 1, d = 1": (1 / 10, 1 / 2),
+    "N(0, 1), K = 1, d = 2": (1 / 12, 1 / 8),
+    "Exp(1), K = 1, d = 3": (1 / 64, 1 / 36),
+}
+
+
+def test_counter_examples_are_what_fractions_say():
+    cases = {case.title: case for case in zou_corollary1.CASES}
+    for title, (limit, lower) in EXACT.items():
+        row = zou_corollary1._row(
+            cases[title], np.asarray(cases[title].draw(np.random.default_rng(0), 8))
+        )
+        np.testing.assert_allclose(
+            (row["alpha_lim"], row["lower_as_printed"]), (limit, lower), rtol=1e-9
+        )
+
+
+def test_rare_large_tasks_break_the_lower_end():
+    case = zou_corollary1.CASES[-1]
+    row = zou_corollary1._row(case, case.draw(np.random.default_rng(0), 1000))
+    second, third, moment = 0.999 + 1e3, 0.999 + 1e6, 0.5 * (0.999 + 1)
+    np.testing.assert_allclose(row["alpha_lim"], 5 * second / third, rtol=1e-9)
+    np.testing.assert_allclose(row["lower_as_printed"], 1 / (10 * moment), rtol=1e-9)
+    found = verdicts(zou_corollary1.EXPERIMENT, {"cases": [to_plain(row)]})
+    assert found == ["holds", "does not hold", "holds", "holds"]
+
+
+@pytest.fixture(scope="module")
+def wide():
+    network = theory.two_layer_network(jax.random.key(1), 1, 12, "uniform", jnp.float64)
+    keys = jax.random.split(jax.random.key(2))
+    train, test = (batch_of_episodes(Quadratic(shots=4, queries=4), key, 5) for key in keys)
+    return network, train, test, zou_fig2._measure(network, train, test, 1e-4)
+
+
+def explicit(network, x):
+    return np.asarray(theory.tangent_features(lambda net, v: net(v), network, x))
+
+
+def test_loss_is_that_of_a_step_on_explicit_parameters(wide):
+    network, train, test, (found, _) = wide
+    psi = explicit(network, train.support.x.reshape(-1, 1))
+    gram = psi @ psi.T
+    ridge = 1e-4 * np.trace(gram) / len(gram)
+    solved = np.linalg.solve(gram + ridge * np.eye(len(gram)), np.asarray(train.support.y).ravel())
+    start, alpha = psi.T @ solved, 0.003
+    for task in range(5):
+        support, query = (explicit(network, part.x[task]) for part in (test.support, test.query))
+        gradient = support.T @ (support @ start - np.asarray(test.support.y)[task, :, 0])
+        moved = start - 2 * alpha / 4 * gradient
+        loss = np.mean((query @ moved - np.asarray(test.query.y)[task, :, 0]) ** 2)
+        constant, linear, square = (float(found[n][task]) for n in ("constant", "linear", "square"))
+        np.testing.assert_allclose(constant + alpha * linear + alpha**2 * square, loss, rtol=1e-6)
+
+
+def test_best_rate_is_the_vertex_of_the_mean_parabola(wide):
+    found, _ = wide[3]
+    vertex = -jnp.sum(found["linear"]) / (2 * jnp.sum(found["square"]))
+    np.testing.assert_allclose(found["best"], vertex, rtol=1e-9)
+
+
+def test_estimates_are_those_of_explicit_features(wide):
+    network, train, _, (_, estimates) = wide
+    psi = explicit(network, train.support.x.reshape(-1, 1))
+    grams = [explicit(network, x) for x in train.support.x]
+    second = sum(np.trace(p @ p.T @ p @ p.T) for p in grams)
+    third = sum(np.trace(p @ p.T @ p @ p.T @ p @ p.T) for p in grams)
+    k = psi @ psi.T
+    expected = {
+        "printed": 1 / (2 * len(psi) * psi.var()),
+        "whole_batch": len(psi) / 2 * np.trace(k @ k) / np.trace(k @ k @ k),
+        "limit": 4 / 2 * second / third,
+        "second_moment": 1 / (2 * np.mean(np.sum(psi**2, axis=1))),
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(estimates[name], value, rtol=1e-9, err_msg=name)
+
+
+def setting(best, **estimates):
+    parabola = {"constant": [1.0, 1.0], "linear": [-2 * best] * 2, "square": [1.0, 1.0]}
+    rates = {key: best for key, _, _ in zou_fig2._ESTIMATES} | estimates
+    return {
+        "law": "normal",
+        "shots": 3,
+        "tasks": 2,
+        "best": best,
+        "terms": parabola,
+        "estimates": rates,
+    }
+
+
+def test_verdicts_of_the_estimates_follow_the_gain():
+    records = {"settings": [setting(1.0, printed=10.0, limit=1.6, split=1.3)]}
+    found = dict(zip([key for key, _, _ in zou_fig2._ESTIMATES],
+                     verdicts(zou_fig2.EXPERIMENT, records), strict=False))  # fmt: skip
+    assert found["printed"] == "does not hold"
+    assert found["limit"] == "holds with a condition"  # 64 % of the gain
+    assert found["split"] == "holds"
+
+
+def heuristic(best_index, high):
+    loss = [[3.0], [3.0], [3.0], [3.0]]
+    loss[best_index] = [1.0]
+    problem = {"name": "quadratic", "title": "(a)", "parameters": 181, "loss": loss,
+               "range": [0.011, high]}  # fmt: skip
+    return {"alphas": [0.01, 0.03, 0.09, 0.27], "problems": [problem]}
+
+
+@pytest.mark.parametrize(
+    ("best", "verdict"),
+    [
+        (1, "holds"),
+        (0, "holds with a condition"),
+        (2, "holds with a condition"),
+        (3, "does not hold"),
+    ],
+)
+def test_range_is_judged_to_one_step_of_the_grid(best, verdict):
+    assert verdicts(zou_fig10.EXPERIMENT, heuristic(best, 0.055)) == [verdict]
+
+
+def test_normalised_model_has_features_of_length_one():
+    model = zou_fig3._normalised(conv4((28, 28, 1), 3, filters=4))
+    params = model.init(jax.random.key(0))
+    x = jax.random.uniform(jax.random.key(1), (5, 28, 28, 1))
+    features = model.features(params, x)
+    np.testing.assert_allclose(jnp.linalg.norm(features, axis=1), 1.0, atol=1e-5)
+    expected = features @ params["head"]["weight"] + params["head"]["bias"]
+    np.testing.assert_allclose(model.apply(params, x), expected, rtol=1e-6)
+
+
+def anil(online, default, alpha=1.0):
+    arms = {
+        name: {"accuracy": values, "loss": values, "alpha": [[alpha, alpha]] * len(values)}
+        for name, values in (("default", default), ("variance", online))
+    }
+    return {"iterations": [1, 2], "features": 40, "ways": 20, "arms": arms}
+
+
+@pytest.mark.parametrize(
+    ("online", "default", "verdict"),
+    [
+        ([[0.8, 0.9], [0.81, 0.9], [0.8, 0.91]], [[0.5, 0.9], [0.52, 0.9], [0.5, 0.9]], "holds"),
+        (
+            [[0.5, 0.9], [0.52, 0.9], [0.5, 0.9]],
+            [[0.8, 0.9], [0.81, 0.9], [0.8, 0.91]],
+            "does not hold",
+        ),
+        ([[0.8, 0.9]], [[0.5, 0.9]], "not tested"),  # one seed
+        ([[0.4, 0.5]] * 3, [[0.2, 0.5]] * 3, "not tested"),  # hardly trained
+    ],
+)
+def test_faster_convergence_needs_seeds_and_training(online, default, verdict):
+    assert verdicts(zou_fig3.EXPERIMENT, anil(online, default))[0] == verdict
+
+
+@pytest.mark.parametrize(("alpha", "verdict"), [(1.0, "does not hold"), (1.2, "holds")])
+def test_a_rate_fixed_by_the_sizes_alone_is_no_estimate(alpha, verdict):
+    assert verdicts(zou_fig3.EXPERIMENT, anil([[0.9, 0.9]], [[0.9, 0.9]], alpha))[1] == verdict
+
+
+def test_figures_are_drawn_from_records_alone(path_records):
+    drawn = [
+        zou_fig1.EXPERIMENT.plot(path_records),
+        zou_fig2.EXPERIMENT.plot({"settings": [setting(1.0, printed=10.0)]}),
+        zou_fig3.EXPERIMENT.plot(anil([[0.8, 0.9]] * 2, [[0.5, 0.9]] * 2)),
+        zou_fig10.EXPERIMENT.plot(heuristic(1, 0.055)),
+    ]
+    for figure in drawn:
+        assert all(axes.get_xlabel() and axes.get_ylabel() for axes in figure.axes)
+        assert style.render(figure, "png").startswith(b"\x89PNG")
