@@ -70,7 +70,7 @@ def rates(arguments: list[str]) -> None:
     options = parse(RatesOptions, "rates", arguments)
     with error_console().status("measuring the adaptation rate"):
         advice = measure_rates(options, load_tasks(options), num_tasks=options.num_tasks)
-    meta_lr, meta_reason = default_meta_lr("adam")
+    meta_lr, meta_reason = default_meta_lr("normalised-adam")
     record = to_plain(advice) | {"meta_lr": meta_lr, "meta_lr_reason": meta_reason}
     _show(record, tables.rates_table(record), as_json=options.json)
 
@@ -93,10 +93,10 @@ def _library_config(options: TrainOptions) -> TrainConfig:
 
 
 def _start(options: TrainOptions, folder: RunFolder, command: str):
-    if not options.tasks:
-        raise InputError("metastep train needs TASKS (or --resume): a name or a path, see --help")
     console = error_console()
     config = with_preset(_library_config(options))
+    if not config.tasks:
+        raise InputError("metastep train needs TASKS (or --resume): a name or a path, see --help")
 
     def announce(stage: str, record: dict[str, Any]) -> None:
         if stage == "tasks":

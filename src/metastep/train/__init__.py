@@ -2,6 +2,7 @@
 
 from metastep.train.certificate import Certificate, certify_run
 from metastep.train.checkpoint import Checkpoints
+from metastep.train.choose import choose_meta_lr, choose_rates, measure_rates
 from metastep.train.config import PRESETS, ProblemConfig, TaskConfig, TrainConfig
 from metastep.train.evaluate import Evaluation, evaluate, predict
 from metastep.train.folder import RunFolder
@@ -11,8 +12,6 @@ from metastep.train.problem import TaskSet, build_inner_loop, build_model, load_
 from metastep.train.run import (
     TrainResult,
     build_learner,
-    choose_rates,
-    measure_rates,
     resume,
     train,
 )
@@ -47,6 +46,7 @@ __all__ = [
     "build_learner",
     "build_model",
     "certify_run",
+    "choose_meta_lr",
     "choose_rates",
     "evaluate",
     "evaluate_run",

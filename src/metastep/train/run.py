@@ -6,23 +6,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from metastep._errors import DataError, DivergenceError
 from metastep._records import read_json, read_jsonl, to_plain, write_json
-from metastep._types import Params
 from metastep.metagrad import algorithm
 from metastep.rates import (
-    RATES,
-    RateAdvice,
-    advise_rates,
-    default_meta_lr,
     make_optimizer,
     make_rate,
 )
 from metastep.train.checkpoint import Checkpoints
+from metastep.train.choose import choose_rates
 from metastep.train.config import (
-    ProblemConfig,
     TrainConfig,
     check_config,
     fill_defaults,
@@ -61,47 +54,6 @@ def build_learner(
         schedule=config.schedule,
         back_offs=config.back_offs,
     )
-
-
-def measure_rates(config: ProblemConfig, task_set: TaskSet, *, num_tasks: int = 128) -> RateAdvice:
-    """Estimate the adaptation rate for the tasks, the model and the algorithm of a configuration."""
-    check_config(config)
-    keys = split_keys(config.seed)
-    model = build_model(config, task_set.description)
-    objective, adapter = build_inner_loop(config, model, task_set.description)
-
-    def query_loss(params: Params, episode, alpha):
-        gradient = jax.value_and_grad(objective.on(episode.support))
-        return objective(adapter(gradient, params, alpha)[0], episode.query)
-
-    return advise_rates(
-        objective,
-        model.init(keys["parameters"]),
-        task_set.splits.train,
-        keys["rates"],
-        query_loss,
-        num_tasks=num_tasks,
-        restrict=adapter.restrict,
-        tasks_at_once=side_by_side(model, config.tasks_at_once),
-    )
-
-
-def choose_rates(config: TrainConfig, task_set: TaskSet) -> dict[str, Any]:
-    """The rates of a run, with the reason for each: the record of `rates.json`."""
-    meta_lr, meta_reason = default_meta_lr(config.optimizer)
-    if config.meta_lr != "auto":
-        meta_lr, meta_reason = config.meta_lr, "given by the user"
-    record = to_plain(measure_rates(config, task_set)) if config.alpha == "auto" else {}
-    if config.alpha != "auto":
-        record |= {"alpha_chosen": config.alpha, "alpha_reason": "given by the user"}
-    return record | {
-        "rate": config.rate,
-        "rate_reason": RATES[config.rate].summary,
-        "meta_lr": meta_lr,
-        "meta_lr_reason": meta_reason,
-        "optimizer": config.optimizer,
-        "schedule": config.schedule,
-    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,102 @@
+"""The rates of a run before it starts: measured where they were not given, each with its reason."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metastep._errors import InputError
+from metastep._records import to_plain
+from metastep._types import Episode, Params
+from metastep.adapt import GradientAdapter
+from metastep.models import Objective
+from metastep.rates import RATES, RateAdvice, advise_rates, default_meta_lr, meta_edge
+from metastep.tasks import batch_of_episodes
+from metastep.train.config import ProblemConfig, TrainConfig, check_config
+from metastep.train.learner import side_by_side
+from metastep.train.problem import TaskSet, build_inner_loop, build_model, split_keys
+
+# Optimisers whose rate multiplies the meta-gradient as it is: only its curvature can say how large it may be.
+_UNSCALED = ("sgd", "momentum")
+_SHARE_OF_EDGE, _EDGE_TASKS, _LANCZOS = 0.5, 32, 20
+
+
+def measure_rates(config: ProblemConfig, task_set: TaskSet, *, num_tasks: int = 128) -> RateAdvice:
+    """Estimate the adaptation rate for the tasks, the model and the algorithm of a configuration."""
+    check_config(config)
+    keys = split_keys(config.seed)
+    model = build_model(config, task_set.description)
+    objective, adapter = build_inner_loop(config, model, task_set.description)
+
+    def query_loss(params: Params, episode: Episode, alpha):
+        return _loss_after(objective, adapter, params, episode, alpha)
+
+    return advise_rates(
+        objective,
+        model.init(keys["parameters"]),
+        task_set.splits.train,
+        keys["rates"],
+        query_loss,
+        num_tasks=num_tasks,
+        restrict=adapter.restrict,
+        tasks_at_once=side_by_side(model, config.tasks_at_once),
+    )
+
+
+def _loss_after(
+    objective: Objective, adapter: GradientAdapter, params: Params, episode: Episode, alpha
+):
+    gradient = jax.value_and_grad(objective.on(episode.support))
+    return objective(adapter(gradient, params, alpha)[0], episode.query)
+
+
+def choose_rates(config: TrainConfig, task_set: TaskSet) -> dict[str, Any]:
+    """The rates of a run, with the reason for each: the record of `rates.json`."""
+    record = to_plain(measure_rates(config, task_set)) if config.alpha == "auto" else {}
+    if config.alpha != "auto":
+        record |= {"alpha_chosen": config.alpha, "alpha_reason": "given by the user"}
+    meta_lr, meta_reason = choose_meta_lr(config, task_set, float(record["alpha_chosen"]))
+    return record | {
+        "rate": config.rate,
+        "rate_reason": RATES[config.rate].summary,
+        "meta_lr": meta_lr,
+        "meta_lr_reason": meta_reason,
+        "optimizer": config.optimizer,
+        "schedule": config.schedule,
+    }
+
+
+def choose_meta_lr(config: TrainConfig, task_set: TaskSet, alpha: float) -> tuple[float, str]:
+    """The meta rate of a run and why: given, a share of its stability edge, or the default of the optimiser."""
+    if config.meta_lr != "auto":
+        return config.meta_lr, "given by the user"
+    if config.optimizer not in _UNSCALED or config.algorithm == "reptile":
+        return default_meta_lr(config.optimizer)
+    keys = split_keys(config.seed)
+    model = build_model(config, task_set.description)
+    objective, adapter = build_inner_loop(config, model, task_set.description)
+    steps = 0 if config.algorithm == "erm" else adapter.steps
+    adapter = GradientAdapter(steps, adapter.trainable)
+    episodes = batch_of_episodes(task_set.splits.train, keys["rates"], _EDGE_TASKS)
+    try:
+        edge = meta_edge(
+            lambda params, episode: _loss_after(
+                objective, adapter, params, episode, jnp.asarray(alpha)
+            ),
+            model.init(keys["parameters"]),
+            episodes,
+            config.optimizer,
+            keys["validation"],
+            tasks_at_once=side_by_side(model, config.tasks_at_once),
+            iterations=_LANCZOS,
+        )
+    except InputError:
+        edge = None
+    if edge is None or not np.isfinite(edge.beta_max):
+        value, reason = default_meta_lr(config.optimizer)
+        return value, f"the meta-objective shows no curvature to measure; {reason}"
+    return _SHARE_OF_EDGE * edge.beta_max, (
+        f"half of {edge.beta_max:.3g}, the largest rate at which {config.optimizer} is stable at the starting "
+        f"parameters (Lanczos on the meta-Hessian)"
+    )

@@ -1,0 +1,45 @@
+"""The meta rate that `auto` stands for: half of the edge where the optimiser takes gradients as they are."""
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metastep.rates import default_meta_lr
+from metastep.tasks import batch_of_episodes
+from metastep.train import TrainConfig, choose_meta_lr, load_tasks
+from metastep.train.problem import build_inner_loop, build_model, split_keys
+
+CONFIG = {"tasks": "sinusoid", "hidden": (6,), "shots": 4, "steps": 1}
+
+
+@pytest.mark.parametrize(("optimizer", "factor"), [("sgd", 1.0), ("momentum", 1.9)])
+def test_plain_gradients_get_half_of_their_edge(optimizer, factor):
+    config = TrainConfig(**CONFIG, optimizer=optimizer)
+    tasks = load_tasks(config)
+    value, reason = choose_meta_lr(config, tasks, 0.01)
+    # The dense Hessian of the meta-objective on the same tasks.
+    keys, model = split_keys(0), build_model(config, tasks.description)
+    objective, _ = build_inner_loop(config, model, tasks.description)
+    episodes = batch_of_episodes(tasks.splits.train, keys["rates"], 32)
+    flat, unravel = jax.flatten_util.ravel_pytree(model.init(keys["parameters"]))
+
+    def meta_loss(w):
+        def of_task(e):
+            loss = lambda v: objective(unravel(v), e.support)  # noqa: E731
+            return objective(unravel(w - 0.01 * jax.grad(loss)(w)), e.query)
+
+        return jnp.mean(jax.vmap(of_task)(episodes))
+
+    largest = np.linalg.eigvalsh(np.asarray(jax.hessian(meta_loss)(flat))).max()
+    assert value == pytest.approx(factor / largest, rel=1e-3)
+    assert "half of" in reason
+    assert optimizer in reason
+
+
+def test_adaptive_optimisers_keep_their_default_and_a_given_rate_is_kept():
+    config = TrainConfig(**CONFIG, optimizer="normalised-adam")
+    assert choose_meta_lr(config, load_tasks(config), 0.01) == default_meta_lr("normalised-adam")
+    given = TrainConfig(**CONFIG, optimizer="sgd", meta_lr=0.3)
+    assert choose_meta_lr(given, load_tasks(given), 0.01) == (0.3, "given by the user")
