@@ -78,8 +78,21 @@ def theirs(options: Options, folder: Path) -> list[dict]:
     }
     np.savez(images, allow_pickle=False, **arrays)
     python = peer_python(options.peers.absolute())
-    arguments = [options.ways, options.inner_steps, options.alpha, 1e-3, options.tasks, options.seed]
-    command = [python, HERE / "peers" / "learn2learn_omniglot.py", options.peers.absolute(), images, out]
+    arguments = [
+        options.ways,
+        options.inner_steps,
+        options.alpha,
+        1e-3,
+        options.tasks,
+        options.seed,
+    ]
+    command = [
+        python,
+        HERE / "peers" / "learn2learn_omniglot.py",
+        options.peers.absolute(),
+        images,
+        out,
+    ]
     subprocess.run([str(part) for part in (*command, *arguments, *options.stops)], check=True)
     return json.loads(out.read_text())
 

@@ -1,6 +1,6 @@
 """Meta-train Conv4 on Omniglot with learn2learn's MAML, as its own example does (runs in the peers' environment).
 
-    python learn2learn_omniglot.py ROOT IMAGES.npz OUT.json WAYS INNER_STEPS ALPHA META_LR TASKS SEED STOP...
+python learn2learn_omniglot.py ROOT IMAGES.npz OUT.json WAYS INNER_STEPS ALPHA META_LR TASKS SEED STOP...
 """
 
 import json
@@ -38,9 +38,7 @@ def query_loss(maml, task, inner_steps: int):
 def accuracy(maml, images, seed: int, ways: int, inner_steps: int, num_tasks: int = 600):
     """Mean accuracy on held-out tasks and its 95 % half-width."""
     rng = np.random.default_rng(seed)
-    scores = [
-        query_loss(maml, draw(images, rng, ways), inner_steps)[1] for _ in range(num_tasks)
-    ]
+    scores = [query_loss(maml, draw(images, rng, ways), inner_steps)[1] for _ in range(num_tasks)]
     return float(np.mean(scores)), float(1.96 * np.std(scores, ddof=1) / num_tasks**0.5)
 
 
