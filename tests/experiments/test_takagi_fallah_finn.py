@@ -34,7 +34,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "fallah-surrogate": {"supports": (1, 2, 8), "draws": 500, "pairs": 50, "steps": 600, "samples": 10},
     "finn-sinusoid": {"iterations": 20, "steps": 2, "test_tasks": 20, "shots": (5,)},
     "anil-omniglot": {"iterations": 3, "test_tasks": 4, "evaluations": 1},
-    "takagi-omniglot": {"iterations": 2, "alphas": (0.9,), "betas": (0.9, 90.0), "edge_tasks": 1, "lanczos": 2},
+    "takagi-omniglot": {"iterations": 2, "alphas": (0.9,), "betas": (0.9, 90.0)},
 }  # fmt: skip
 
 
