@@ -8,6 +8,7 @@ from metastep.rates.estimates import RatioEstimate, ratio_estimate
 from metastep.rates.kinds import RATES, RateKind, make_rate
 from metastep.rates.label_aware import AwareTerms, label_aware_terms
 from metastep.rates.label_free import FreeTerms, label_free_terms
+from metastep.rates.layer_rates import LayerRates, per_layer_rates
 from metastep.rates.meta import (
     OPTIMIZERS,
     SCHEDULES,
@@ -22,6 +23,7 @@ from metastep.rates.meta_edge import (
     meta_edge,
     second_moments,
 )
+from metastep.rates.multi_step import MultiStepRates, multi_step_rates
 from metastep.rates.online import AnilOnlineRate, EdgeRate, EstimatedRate, ScheduledRate
 from metastep.rates.smoothness import (
     FallahStep,
@@ -43,8 +45,10 @@ __all__ = [
     "FallahStep",
     "FixedRate",
     "FreeTerms",
+    "LayerRates",
     "LearnedRate",
     "MetaEdge",
+    "MultiStepRates",
     "RateAdvice",
     "RateKind",
     "RatioEstimate",
@@ -64,6 +68,8 @@ __all__ = [
     "make_rate",
     "meta_curvature",
     "meta_edge",
+    "multi_step_rates",
+    "per_layer_rates",
     "ratio_estimate",
     "schedule_factor",
     "second_moments",
