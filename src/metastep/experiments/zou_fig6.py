@@ -308,7 +308,7 @@ EXPERIMENT = Experiment(
     title="moment coefficients, third moments as printed and corrected, limits of Example 1",
     paper="zou2022",
     quick=Config(),
-    paper_scale=Config(samples=2_000_000, variances=101),
+    paper_scale=Config(samples=1_000_000, variances=101),
     run=run,
     plot=plot,
     claims=claims,
