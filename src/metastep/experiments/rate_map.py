@@ -14,7 +14,10 @@ from metastep.rates import FixedRate, make_optimizer
 from metastep.report.rate_map import largest_betas, trained_cells
 from metastep.tasks import TaskSplits
 from metastep.train import Learner, advance, initial_state
-from metastep.train.rate_map import predict_limits, train_plane
+from metastep.train.edges import predict_limits
+from metastep.train.rate_map import train_plane
+
+_UNMEASURED = "the curvature was not measured in this small run"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +63,7 @@ def map_records(
         progress=lambda done, total: report("the (α, β) plane", done, total),
     )
     places = {"start": start}
-    if config.warm_up:
+    if config.warm_up and config.edge_tasks:
         report("curvature after training", config.iterations, config.iterations)
         places["trained"] = _warm_up(learner, splits, start, config, training_key)
     sizes: Any = {"num_tasks": config.edge_tasks, "lanczos": config.lanczos}
@@ -69,6 +72,7 @@ def map_records(
         "predicted": {
             name: predict_limits(learner, splits, params, config.alphas, edge_key, **sizes)
             for name, params in places.items()
+            if config.edge_tasks
         },
     }
 

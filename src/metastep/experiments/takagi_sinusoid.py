@@ -9,18 +9,14 @@ from matplotlib.figure import Figure
 
 from metastep.adapt import GradientAdapter
 from metastep.experiments.core import Claim, Experiment, Report
-from metastep.experiments.rate_map import (
-    MapConfig,
-    log_grid,
-    map_claims,
-    map_figure,
-    map_records,
-)
+from metastep.experiments.rate_map import MapConfig, map_claims, map_records
 from metastep.metagrad import Exact
 from metastep.models import Objective, mlp
 from metastep.rates import FixedRate, make_optimizer
+from metastep.report.rate_map import map_figure
 from metastep.tasks import Sinusoid, TaskSplits, batch_of_episodes
 from metastep.train import Learner
+from metastep.train.rate_map import log_grid
 
 _SOURCE = "Takagi et al., few-shot learning, (a) sinusoid"
 

@@ -4,11 +4,13 @@ from metastep.train.certificate import Certificate, certify_run
 from metastep.train.checkpoint import Checkpoints
 from metastep.train.choose import choose_meta_lr, choose_rates, measure_rates
 from metastep.train.config import PRESETS, ProblemConfig, TaskConfig, TrainConfig
+from metastep.train.edges import measure_edges, predict_limits
 from metastep.train.evaluate import Evaluation, evaluate, predict
 from metastep.train.folder import RunFolder
 from metastep.train.learner import Learner, side_by_side
 from metastep.train.loop import Observer, Outcome, Schedule, run_loop
 from metastep.train.problem import TaskSet, build_inner_loop, build_model, load_tasks
+from metastep.train.rate_map import map_of_problem, rate_map, train_plane
 from metastep.train.run import (
     TrainResult,
     build_learner,
@@ -54,12 +56,17 @@ __all__ = [
     "initial_state",
     "load_run",
     "load_tasks",
+    "map_of_problem",
+    "measure_edges",
     "measure_rates",
     "meta_step",
     "predict",
+    "predict_limits",
+    "rate_map",
     "resume",
     "run_loop",
     "side_by_side",
     "sweep",
     "train",
+    "train_plane",
 ]
