@@ -79,6 +79,28 @@ def test_rates_json(capsys):
     assert len(record["curve"]["alpha"]) == len(record["curve"]["measured"])
 
 
+def test_rates_map_writes_its_files_and_says_where(capsys, tmp_path):
+    status, out, err = run(
+        capsys, "rates", "sinusoid", "--hidden", "4", "--num-tasks", "16", "--map",
+        "--map-iterations", "3", "--out", tmp_path / "maps", "--json",
+    )  # fmt: skip
+    record = json.loads(out)
+    assert status == 0, err
+    assert record["alpha_max"] > record["alpha"]
+    assert record["beta_max"] > 0
+    assert "2 / λ_max" in record["alpha_max_reason"]
+    assert "SGD" in record["beta_max_reason"]
+    files = sorted(path.name for path in (tmp_path / "maps").iterdir())
+    assert files == ["rates_map.json", "rates_map.png", "rates_map.svg"]
+    assert {path.rsplit("/", 1)[-1] for path in record["map"]["files"]} == set(files)
+    kept = json.loads((tmp_path / "maps" / "rates_map.json").read_text())
+    assert kept["chosen"]["alpha"] == record["alpha_chosen"]
+    assert np.shape(kept["train_loss"]) == (9, 7)
+    status, _, err = run(capsys, "rates", "sinusoid", "--map", "--map-iterations", "0")
+    assert status == 2
+    assert "--map-iterations is 0" in err
+
+
 def test_train_evaluate_adapt_on_a_table(capsys, table_run, tmp_path):
     status, out, _ = run(capsys, "evaluate", table_run / "run", "--num-tasks", "40", "--json")
     record = json.loads(out)

@@ -40,8 +40,8 @@ def test_rates_table_leaves_out_what_was_not_measured():
 
 def test_rates_table_shows_stability_bounds_when_known():
     text = shown(tables.rates_table({"alpha_max": 0.08, "beta_max": 1.25}))
-    assert "α beyond which a step harms │ 0.08" in text
-    assert "bound of the meta rate β │ 1.25" in text
+    assert "largest stable α │ 0.08" in text
+    assert "largest stable β, for SGD │ 1.25" in text
 
 
 def test_evaluation_table_gives_both_sides_of_adaptation():

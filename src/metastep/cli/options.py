@@ -9,6 +9,7 @@ import tyro
 from metastep.train.config import ProblemConfig, TaskConfig, TrainConfig
 
 Json = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+MapOptimizer = Literal["sgd", "momentum", "normalised-adam", "adam", "adamw", "rmsprop"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,17 @@ class RatesOptions(ProblemConfig):
     .npz (arrays x, y, task), a .csv or .parquet table with a task column."""
     num_tasks: int = 128
     """Tasks to estimate from; more narrow the interval."""
+    edges: Json = False
+    """Measure the largest stable alpha and beta for images too, which takes minutes; else it is done anyway."""
+    map: Json = False
+    """Also train at every pair of rates around the measured one, and draw where training works beside where
+    curvature predicts that it should: rates_map.png, .svg and .json in --out."""
+    map_iterations: int | None = None
+    """Meta-steps of each training of the map. Default: 100 at 9 x 7 pairs; for images 20 at 5 x 4."""
+    map_optimizer: MapOptimizer = "sgd"
+    """Outer optimiser of the map."""
+    out: Path = Path()
+    """Folder for the map."""
     json: Json = False
     """Print one JSON object instead of a table."""
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from metastep import datasets
 from metastep._errors import DivergenceError, InputError, check_count, check_positive
 from metastep._records import to_plain, write_json
+from metastep.cli.mapping import draw_map
 from metastep.cli.options import (
     AdaptOptions,
     EvaluateOptions,
@@ -35,6 +36,7 @@ from metastep.train import (
     evaluate_run,
     load_run,
     load_tasks,
+    measure_edges,
     measure_rates,
 )
 from metastep.train import resume as resume_run
@@ -68,10 +70,19 @@ def _show(record: dict[str, Any], table: Any, *, as_json: bool) -> None:
 def rates(arguments: list[str]) -> None:
     """`metastep rates TASKS`."""
     options = parse(RatesOptions, "rates", arguments)
+    if options.map_iterations is not None:
+        check_count("--map-iterations", options.map_iterations)
     with error_console().status("measuring the adaptation rate"):
-        advice = measure_rates(options, load_tasks(options), num_tasks=options.num_tasks)
+        task_set = load_tasks(options)
+        advice = measure_rates(options, task_set, num_tasks=options.num_tasks)
+    edges = {}
+    if options.edges or not task_set.description["images"]:
+        with error_console().status("measuring the largest stable rates"):
+            edges = measure_edges(options, task_set, advice.alpha_chosen)
     meta_lr, meta_reason = default_meta_lr("normalised-adam")
-    record = to_plain(advice) | {"meta_lr": meta_lr, "meta_lr_reason": meta_reason}
+    record = to_plain(advice) | edges | {"meta_lr": meta_lr, "meta_lr_reason": meta_reason}
+    if options.map:
+        record["map"] = draw_map(options, task_set, advice.alpha_chosen)
     _show(record, tables.rates_table(record), as_json=options.json)
 
 

@@ -31,12 +31,12 @@ def rates_rows(record: dict[str, Any]) -> list[Row]:
         _rate(record, "alpha_chosen", "α used", note="alpha_reason"),
         _rate(record, "alpha", "α of least query loss", bounds="alpha_interval"),
         _rate(record, "label_free_alpha", "α without labels", bounds="label_free_interval"),
-        _rate(record, "alpha_max", "α beyond which a step harms"),
+        _rate(record, "alpha_max", "largest stable α", note="alpha_max_reason"),
         _word(record, "rate", "α in training", note="rate_reason"),
         _rate(record, "meta_lr", "meta rate used", note="meta_lr_reason"),
         _word(record, "schedule", "course of the meta rate"),
         _word(record, "optimizer", "outer optimiser"),
-        _rate(record, "beta_max", "bound of the meta rate β"),
+        _rate(record, "beta_max", "largest stable β, for SGD", note="beta_max_reason"),
         _gain(record, "predicted_gain", "predicted gain of one step"),
         _gain(
             record,
@@ -47,7 +47,20 @@ def rates_rows(record: dict[str, Any]) -> list[Row]:
     ]
     if "num_tasks" in record:
         rows.append(Row("tasks measured on", count(record["num_tasks"])))
+    if record.get("map"):
+        rows.append(_map_row(record["map"]))
     return [row for row in rows if row is not None]
+
+
+def _map_row(found: dict[str, Any]) -> Row:
+    """How much of the (alpha, beta) plane trains, and where its picture is."""
+    cells = found["cells"][0] * found["cells"][1]
+    return Row(
+        "pairs of rates that train",
+        f"{found['trained_cells']} of {cells}",
+        note=f"after {plural(found['iterations'], 'meta-step')} by {found['optimizer']}; drawn in "
+        f"{found['files'][0]}",
+    )
 
 
 def _rate(
