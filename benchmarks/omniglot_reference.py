@@ -12,12 +12,13 @@ import json
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tyro
 
 from metastep import datasets
-from metastep._records import write_json
+from metastep._records import read_json, write_json
 from metastep.train import RunFolder, TrainConfig, evaluate_run, load_run, resume, train
 from peers.environment import peer_python
 
@@ -40,6 +41,12 @@ class Options:
     """Meta-steps after which both are judged."""
     seed: int = 0
     """Of both."""
+    curves: tuple[Literal["published", "auto", "learn2learn"], ...] = (
+        "published",
+        "auto",
+        "learn2learn",
+    )
+    """Which: ours at the published alpha, ours with alpha auto, and learn2learn's at the published alpha."""
     peers: Path = Path(".cache/peers")
     """Where the peers' environment is kept."""
     out: Path = Path("benchmarks/results")
@@ -98,22 +105,29 @@ def theirs(options: Options, folder: Path) -> list[dict]:
 
 
 def main() -> None:
-    """Run all three curves."""
+    """Run the chosen curves; each is added to the JSON when it is done."""
     options = tyro.cli(Options)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        curves = {
-            "metastep, published alpha": ours(options, folder / "published", options.alpha),
-            "metastep, alpha auto": ours(options, folder / "auto", "auto"),
-            "learn2learn, published alpha": theirs(options, folder),
-        }
-    for name, rows in curves.items():
+    path = options.out / "omniglot_reference.json"
+    settings = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(options).items()
+        if name not in ("curves", "peers", "out")
+    }
+    record = read_json(path) if path.exists() else {}
+    if record.get("settings") != settings:
+        record = {"settings": settings, "curves": {}}
+    makers = {
+        "published": lambda folder: ours(options, folder / "run", options.alpha),
+        "auto": lambda folder: ours(options, folder / "run", "auto"),
+        "learn2learn": lambda folder: theirs(options, folder),
+    }
+    for name in options.curves:
+        with tempfile.TemporaryDirectory() as folder:
+            record["curves"][name] = makers[name](Path(folder))
+        write_json(path, record)
+    for name, rows in record["curves"].items():
         shown = "  ".join(f"{row['step']}: {row['accuracy']:.3f}" for row in rows)
-        print(f"{name:32s} {shown}")
-    write_json(
-        options.out / "omniglot_reference.json",
-        {"options": dataclasses.asdict(options), "curves": curves},
-    )
+        print(f"{name:12s} {shown}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import venv
 from pathlib import Path
 
 LEARN2LEARN = "learn2learn==0.2.0"
-PACKAGES = ("torch", "numpy", "scipy")
+TORCH = ["torch", "--index-url", "https://download.pytorch.org/whl/cpu"]  # the wheel without CUDA
+PACKAGES = ["numpy", "scipy"]
 
 
 def peer_python(root: Path) -> Path:
@@ -21,7 +22,8 @@ def peer_python(root: Path) -> Path:
         return python
     venv.create(root / "env", with_pip=True)
     pip = [str(python), "-m", "pip", "--quiet"]
-    subprocess.run([*pip, "install", *PACKAGES], check=True, stdout=sys.stderr)
+    for packages in (TORCH, PACKAGES):
+        subprocess.run([*pip, "install", *packages], check=True, stdout=sys.stderr)
     download = ["download", "--no-deps", "--no-binary", ":all:", LEARN2LEARN, "--dest", str(root)]
     subprocess.run([*pip, *download], check=True, stdout=sys.stderr)
     with tarfile.open(next(root.glob("learn2learn-*.tar.gz"))) as archive:
