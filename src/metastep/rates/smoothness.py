@@ -1,7 +1,6 @@
 """Fallah's constants of a real problem, estimated on sampled tasks, and the meta step they prove safe."""
 
 import dataclasses
-from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -67,32 +66,37 @@ def task_smoothness(
     keys = jax.random.split(key, 3)
     start = random_like(params, keys[0])
 
-    def norm_of(product: Callable[[Params], Params]) -> Array:
-        return extreme_eigenvalues(product, start, iterations).norm
-
-    def change_along(direction: Params) -> Array:
+    def curvature(of: tuple[Params, Array]) -> Extremes:
+        """Of H(w + distance u) - kept H(w): one program for the Hessian (u and kept 0) and its changes."""
+        direction, kept = of
         length = otu.tree_norm(direction)
-        unit = otu.tree_scale(distance / jnp.where(length > 0, length, 1), direction)
-        moved = otu.tree_add(params, unit)
-        change = norm_of(
-            lambda v: otu.tree_sub(
-                hessian_product(loss, moved, v), hessian_product(loss, params, v)
-            )
-        )
-        return change / distance
+        away = otu.tree_scale(distance / jnp.where(length > 0, length, 1), direction)
+        moved = otu.tree_add(params, away)
+
+        def product(v: Params) -> Params:
+            here = otu.tree_scale(kept, hessian_product(loss, params, v))
+            return otu.tree_sub(hessian_product(loss, moved, v), here)
+
+        return extreme_eigenvalues(product, start, iterations)
 
     def example_distance(which: Array) -> Array:
         one = jax.tree.map(lambda leaf: leaf[which][None], episode.support)
-        return norm_of(
-            lambda v: otu.tree_sub(
-                hessian_product(objective.on(one), params, v),
-                hessian_product(objective.on(episode.query), params, v),
-            )
-        )
+
+        def product(v: Params) -> Params:
+            there = hessian_product(objective.on(episode.query), params, v)
+            return otu.tree_sub(hessian_product(objective.on(one), params, v), there)
+
+        return extreme_eigenvalues(product, start, iterations).norm
 
     directions = jax.tree.map(
-        lambda *leaves: jnp.stack(leaves), mean_gradient, gradient, random_like(params, keys[1])
+        lambda *leaves: jnp.stack(leaves),
+        otu.tree_zeros_like(params),
+        mean_gradient,
+        gradient,
+        random_like(params, keys[1]),
     )
+    kept = jnp.ones(4, distance.dtype).at[0].set(0)
+    found = jax.lax.map(curvature, (directions, kept))
     count = episode.support.x.shape[0]
     chosen = jax.random.permutation(keys[2], count)[: min(_SINGLE_EXAMPLES, count)]
     halves = otu.tree_sub(
@@ -100,8 +104,8 @@ def task_smoothness(
         jax.grad(objective.on(episode.query))(params),
     )
     return TaskSmoothness(
-        hessian=extreme_eigenvalues(lambda v: hessian_product(loss, params, v), start, iterations),
-        hessian_change=jax.lax.map(change_along, directions),
+        hessian=jax.tree.map(lambda of_all: of_all[0], found),
+        hessian_change=found.norm[1:] / distance,
         gradient_norm=otu.tree_norm(gradient),
         half_difference=inner(halves, halves),
         example_hessian=jnp.square(jax.lax.map(example_distance, chosen)),
