@@ -115,7 +115,9 @@ def measure_edges(config: ProblemConfig, task_set: TaskSet, alpha: float) -> dic
     Hessian of the exact meta-objective at `alpha`, the bound for SGD; `alpha_max_reason`, `beta_max_reason`. None
     where there is no bound or it can't be measured. Images are measured on fewer tasks, for time.
     """
-    num_tasks, lanczos = (4, 10) if task_set.description["images"] else (64, 20)
+    num_tasks, lanczos = (
+        (4, 10) if task_set.description["images"] else (32, 20)
+    )  # as the map: one program
     learner = plain_learner(config, task_set, alpha, 1.0)
     keys = split_keys(config.seed)
     start = learner.model.init(keys["parameters"])
