@@ -3,8 +3,9 @@
     python benchmarks/sinusoid_alpha.py [--iterations 10000] [--seeds 0 1] [--out benchmarks/results]
 
 Trains with `alpha = auto` (measured, then learned; and measured, then fixed) and at every rate of the grid, all with
-constant Adam 1e-3 as in the published experiment, and once with nothing given at all. Each goes through `metastep.train` as the command line does,
-and judges all on the same held-out tasks after adaptation. Writes sinusoid_alpha.json and prints a table.
+constant Adam 1e-3 as in the published experiment, and once with nothing given at all. Each goes through
+`metastep.train` as the command line does, and all are judged on the same held-out tasks after adaptation. Writes
+sinusoid_alpha.json and prints a table.
 """
 
 import dataclasses

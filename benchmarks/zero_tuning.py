@@ -8,8 +8,8 @@ and outer SGD, and metastep as it is with no rate given; all from the same param
 the same held-out tasks after adaptation. A cell is judged at each budget on its way, ours is run anew for each budget
 because its meta rate falls to 0 at the end of a run. Every family adds its rows to zero_tuning.json when it is done.
 
-`full` is 9 adaptation rates x 4 meta rates x 2 optimisers x 3 seeds, up to 60,000 meta-steps on sinusoids: days on two
-cores. `reduced` has 5 x 4 (Adam) and 5 x 2 (SGD) cells, 2 seeds (1 for images) and budgets that end sooner.
+`full` is 9 adaptation rates x 4 meta rates x 2 optimisers x 3 seeds, up to 60,000 meta-steps on sinusoids: days on
+two cores. `reduced` has 5 x 4 (Adam) and 5 x 2 (SGD) cells, 2 seeds (1 for images) and budgets that end sooner.
 Omniglot needs METASTEP_DATA.
 """
 
