@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -56,7 +57,7 @@ class Config:
     steps: int = 1
     default: float = 0.1
     meta_lr: float = 3e-3
-    arms: tuple[str, ...] = ("default", "variance")
+    arms: tuple[str, ...] = ("variance",)  # each arm costs the quick scale a compilation
     seeds: int = 1
     test_tasks: int = 40
     data: str | None = None
@@ -151,15 +152,25 @@ def plot(records: dict[str, Any]) -> Figure:
 
 def claims(records: dict[str, Any]) -> list[Claim]:
     """Whether the online estimate converges faster, against two defaults, and whether it is an estimate."""
-    others = [name for name in ("default", "normalised") if name in records["arms"]]
     readings = [name for name in ("variance", "square") if name in records["arms"]]
     return [
-        *(_faster(records, other) for other in others),
+        *(_faster(records, other) for other in ("default", "normalised")),
         *(_is_estimate(records, name) for name in readings),
     ]
 
 
 def _faster(records: dict[str, Any], other: str) -> Claim:
+    claim = partial(
+        Claim,
+        f"The online estimate converges faster than the {_ARMS[other][0]}",
+        "Zou et al. (2022), Fig. 3"
+        if other == "default"
+        else "control for Zou et al. (2022), Fig. 3",
+        "mean accuracy over all judgements, same tasks and starts; holds if ahead by 2 standard errors, from "
+        f"3 seeds that end above {_ENOUGH:.0%}",
+    )
+    if other not in records["arms"]:
+        return claim("not tested", "this scale trains the online estimate alone")
     online, default = (
         np.asarray(records["arms"][name]["accuracy"], float) for name in ("variance", other)
     )
@@ -178,16 +189,7 @@ def _faster(records: dict[str, Any], other: str) -> Claim:
         )
     if min(online[:, -1].mean(), default[:, -1].mean()) < _ENOUGH:
         verdict, evidence = "not tested", f"{evidence}; too little training"
-    return Claim(
-        f"The online estimate converges faster than the {_ARMS[other][0]}",
-        "Zou et al. (2022), Fig. 3"
-        if other == "default"
-        else "control for Zou et al. (2022), Fig. 3",
-        "mean accuracy over all judgements, same tasks and starts; holds if ahead by 2 standard errors, from "
-        f"3 seeds that end above {_ENOUGH:.0%}",
-        verdict,
-        evidence,
-    )
+    return claim(verdict, evidence)
 
 
 def _is_estimate(records: dict[str, Any], name: str) -> Claim:
@@ -217,6 +219,7 @@ EXPERIMENT = Experiment(
         evaluations=30,
         steps=5,
         meta_lr=1e-3,
+        arms=tuple(_ARMS),
         seeds=3,
         test_tasks=600,
     ),
