@@ -134,13 +134,13 @@ def rate_map(
     for name, count in (("cells", min(cells)), ("iterations", iterations)):
         check_count(name, count)
     learner = dataclasses.replace(learner, optimizer=make_optimizer(optimizer, meta_lr))
-    alphas = grid_around(alpha, _ALPHA_STEP, cells[0], cells[0] // 3)
+    alphas = grid_around(alpha, _ALPHA_STEP, cells[0], cells[0] // 2)
     edge_key, loss_key = jax.random.split(jax.random.key(seed))
     predicted = predict_limits(
         learner, splits, start, alphas, edge_key,
         optimizer=optimizer, num_tasks=edge_tasks, lanczos=lanczos,
     )  # fmt: skip
-    betas = _betas(predicted["beta_c"][cells[0] // 3], meta_lr, cells[1])
+    betas = _betas(predicted["beta_c"][cells[0] // 2], meta_lr, cells[1])
     plane = train_plane(
         learner, splits, start, alphas, betas, iterations=iterations, seed=seed, progress=progress
     )
