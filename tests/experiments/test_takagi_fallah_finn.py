@@ -384,7 +384,7 @@ def test_anil_verdicts_follow_accuracy_and_time():
             return [{"iteration": 9, "accuracy": {"mean": accuracy, "ci95": 0.01}}]
 
         records = {
-            "ways": 20, "iterations": 9,
+            "ways": 20, "iterations": 900,
             "maml": {"rows": rows(maml), "seconds_per_step": seconds[0]},
             "anil": {"rows": rows(anil), "seconds_per_step": seconds[1]},
         }  # fmt: skip

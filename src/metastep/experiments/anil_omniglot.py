@@ -29,6 +29,7 @@ from metastep.train import (
 from metastep.train.evaluate import compile_judge
 
 _ALGORITHMS = ("maml", "anil")
+_TIMED = 200  # meta-steps that even out what else a machine is doing
 _LABELS = {"maml": "MAML", "anil": "ANIL"}
 
 
@@ -45,10 +46,10 @@ class Config:
     steps: int = 1
     alpha: float = 2.0
     meta_lr: float = 3e-3
-    tasks_per_step: int = 4
-    iterations: int = 40
+    tasks_per_step: int = 2
+    iterations: int = 20
     filters: int = 8
-    test_tasks: int = 40
+    test_tasks: int = 20
     evaluations: int = 1
     data: str | None = None
 
@@ -94,7 +95,7 @@ def _train(
     state = jax.block_until_ready(run_until(splits.train, state, jnp.asarray(1)))  # compiles
     judge = compile_judge(learner, config.steps, config.test_tasks)
     rows, seconds = [], 0.0
-    for stop in np.linspace(0, config.iterations, config.evaluations + 1).round().astype(int)[1:]:
+    for stop in np.linspace(1, config.iterations, config.evaluations + 1).round().astype(int):
         report(f"{_LABELS[name]}", int(state.iteration), config.iterations)
         began = time.monotonic()
         state = jax.block_until_ready(run_until(splits.train, state, jnp.asarray(stop)))
@@ -156,13 +157,13 @@ def _same_accuracy(records: dict[str, Any]) -> Claim:
 
 def _faster(records: dict[str, Any]) -> Claim:
     maml, anil = (records[name]["seconds_per_step"] for name in _ALGORITHMS)
-    return Claim(
-        "ANIL trains faster than MAML",
-        "Raghu et al., section 4 (1.7 times on average)",
-        "seconds of a meta-step without compilation; holds if ANIL's are fewer",
-        verdict_of(anil < maml),
-        f"MAML {maml:.3g} s, ANIL {anil:.3g} s: {maml / anil:.1f} times faster",
-    )
+    text, source = "ANIL trains faster than MAML", "Raghu et al., section 4 (1.7 times on average)"
+    test = "seconds of a meta-step without compilation; holds if ANIL's are fewer"
+    evidence = f"MAML {maml:.3g} s, ANIL {anil:.3g} s: {maml / anil:.1f} times as fast"
+    if records["iterations"] < _TIMED:
+        reason = f"{evidence}, but {records['iterations']} meta-steps are too few to time"
+        return Claim(text, source, test, "not tested", reason)
+    return Claim(text, source, test, verdict_of(anil < maml), evidence)
 
 
 EXPERIMENT = Experiment(
