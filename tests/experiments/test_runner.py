@@ -11,9 +11,9 @@ import pytest
 
 from metastep import experiments
 from metastep._errors import DataError, InputError
-from metastep._records import read_json
+from metastep._records import read_json, write_json
 from metastep.cli.main import main
-from metastep.experiments import runner
+from metastep.experiments import page, runner
 from metastep.experiments.core import VERDICTS, Claim, Experiment
 from metastep.report import gallery, style
 
@@ -198,7 +198,8 @@ def test_gallery_of_nothing_and_of_damage(tmp_path):
 
 def test_results_are_ordered_as_people_count(tmp_path):
     for name in ("zou-fig10", "zou-fig2", "takagi"):
-        runner.run_experiment(dataclasses.replace(TOY, name=name), tmp_path)
+        result = {"name": name, "status": "finished", "claims": [], "files": []}
+        write_json(tmp_path / name / "result.json", result)
     names = [result["name"] for result in gallery.read_results(tmp_path)]
     assert names == ["takagi", "zou-fig2", "zou-fig10"]
 
@@ -222,6 +223,31 @@ def test_the_list_says_what_the_experiments_say():
         experiment = experiments.load(summary.name)
         for field in dataclasses.fields(summary):
             assert getattr(summary, field.name) == getattr(experiment, field.name)
+
+
+def test_page_of_verdicts(tmp_path):
+    claim = {"text": "a | b_c", "source": "Fig. 0", "verdict": "holds", "evidence": "x < 1"}
+    common = {"title": "A toy", "scale": "quick", "cpu_seconds": 2.4, "peak_memory_mb": None}
+    for folder, name, verdict in (("old", "toy", "holds"), ("new", "toy", "does not hold")):
+        result = {**common, "name": name, "status": "finished", "files": [],
+                  "claims": [claim | {"verdict": verdict}]}  # fmt: skip
+        write_json(tmp_path / folder / name / "result.json", result)
+    missing = {**common, "name": "b", "status": "not run: no data", "files": [], "claims": []}
+    write_json(tmp_path / "old" / "b" / "result.json", missing)
+    written = page.write([tmp_path / "old", tmp_path / "new"], tmp_path / "docs")
+    text = written[-1].read_text()
+    assert "Claims: 1 does not hold." in text
+    assert "| [toy](#toy) | A toy |  |  | 1 |  | quick | 2 |  |" in text
+    assert r"| a \| b\_c (Fig. 0) | **does not hold** | x \< 1 |" in text
+    assert "## b\n\nA toy.\n\nNot run.\n" in text
+
+
+def test_pictures_of_the_page_are_small(tmp_path):
+    runner.run_experiment(TOY, tmp_path / "run")
+    picture, text = page.write([tmp_path / "run"], tmp_path / "docs")
+    assert picture == tmp_path / "docs" / "figures" / "reproduce" / "toy.png"
+    assert picture.stat().st_size < 50_000
+    assert "![A toy](figures/reproduce/toy.png)" in text.read_text()
 
 
 def test_help_has_an_example(capsys):

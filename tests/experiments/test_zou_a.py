@@ -20,7 +20,6 @@ from metastep.experiments import (
     zou_theorem2,
 )
 from metastep.models import conv4
-from metastep.report import style
 from metastep.tasks import Quadratic, batch_of_episodes
 
 
@@ -82,12 +81,10 @@ def test_mean_distance_claims_read_the_lines(path_records):
         assert found[1:] == expected
 
 
-def test_expected_gap_is_that_of_explicit_inverses():
-    config = {"tasks": 6, "test_tasks": 5, "shots": 4, "dim": 3, "steps": (0, 3), "rates": 3,
-              "eta": 0.01, "random_sets": 3}  # fmt: skip
-    law = run_small(zou_theorem2, **config)["laws"][0]
-    rng = np.random.default_rng(0)
-    phi, test = (rng.uniform(-(3**0.5), 3**0.5, (n, 4, 3)) * 5 / 3**0.5 for n in (6, 5))
+def test_expected_gap_is_that_of_explicit_inverses(rng):
+    phi, test = rng.uniform(-5, 5, (6, 4, 3)), rng.uniform(-5, 5, (5, 4, 3))
+    alphas = np.array([0.5, 1.5]) * float(theory.limit_rate(test))
+    found = zou_theorem2._exact_gaps(phi, test, alphas, 0.01, 3)
     gram = np.swapaxes(phi, 1, 2) @ phi
     contraction = np.eye(3) - 2 * 0.01 / 4 * np.swapaxes(test, 1, 2) @ test
     contraction = np.linalg.matrix_power(contraction, 6).mean(0)
@@ -98,9 +95,25 @@ def test_expected_gap_is_that_of_explicit_inverses():
         inverse = np.linalg.inv(adapted.sum(0))
         return inverse @ (adapted @ adapted).sum(0) @ inverse
 
-    alpha = law["gaps"]["multiple"][-1] * law["alpha_lim"]
-    expected = 3.0 * np.trace(contraction @ (spread(alpha) - spread(0.0)))
-    np.testing.assert_allclose(law["gaps"]["t=3"][-1], expected, rtol=1e-8)
+    expected = [np.trace(contraction @ (spread(alpha) - spread(0.0))) for alpha in alphas]
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
+
+
+def law(small, linear, gaps, change):
+    return {"title": "toy", "alpha_lim": 1.0, "small": {"t=0": small[0], "t=9": small[1]},
+            "first_order": {"t=0": linear, "t=9": linear}, "sign_change": change, "bound": 1e-9,
+            "bound_as_printed": 1e-9, "gaps": {"multiple": [0.5, 1.0], "t=0": gaps}}  # fmt: skip
+
+
+def test_theorem_is_judged_by_signs_and_places():
+    sets = {"count": 2, "positive": 0, "largest": -0.1}
+    as_promised = law((-2.0, -1.0), -2.0, [-0.1, -0.3], None)
+    found = verdicts(zou_theorem2.EXPERIMENT, {"laws": [as_promised], "random_sets": sets})
+    # The bound is far below a change of sign that never comes.
+    assert found == ["holds"] * 4 + ["holds with a condition"]
+    otherwise = law((1.0, 2.0), -2.0, [-0.3, 0.1], 0.9)
+    found = verdicts(zou_theorem2.EXPERIMENT, {"laws": [otherwise], "random_sets": sets})
+    assert found[:4] == ["does not hold", "holds", "does not hold", "does not hold"]
 
 
 def test_spread_of_the_proposition(rng):
@@ -297,4 +310,3 @@ def test_figures_are_drawn_from_records_alone(path_records):
     ]
     for figure in drawn:
         assert all(axes.get_xlabel() and axes.get_ylabel() for axes in figure.axes)
-        assert style.render(figure, "png").startswith(b"\x89PNG")
