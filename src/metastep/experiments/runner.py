@@ -235,6 +235,7 @@ class _Measured:
     """Wall time and peak memory from here on; Linux can reset its high-water mark, others cannot."""
 
     def __init__(self) -> None:
+        jax.clear_caches()  # so that neither figure depends on what ran before
         gc.collect()
         with contextlib.suppress(OSError):  # elsewhere the mark covers the whole process so far
             Path("/proc/self/clear_refs").write_text("5")
