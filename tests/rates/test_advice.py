@@ -176,7 +176,7 @@ def test_when_support_and_query_disagree_the_label_free_rate_is_used():
 
 
 def test_when_every_rate_makes_things_worse_the_least_harm_is_chosen():
-    advice = advise(Contrary(), num_tasks=2)
+    advice = advise(Contrary(), num_tasks=128)
     tried, measured = np.array(advice.curve.alpha[1:]), np.array(advice.curve.measured)
     assert (measured[1:] > measured[0]).all()
     assert advice.alpha_chosen == tried[0] == tried.min()
