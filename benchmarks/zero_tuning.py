@@ -224,23 +224,19 @@ def draw(summaries: list[dict], out: Path) -> None:
             axes.plot([1, median], [y, y], color="#dddddd", linewidth=1, zorder=1)
             axes.plot(median, y, "|", color=GREY, markersize=9)
             axes.plot(row["ours_over_best"], y, "o", color=BLUE)
-            label = f"{row['budget']:,}"
             axes.annotate(
-                label,
-                (1, y),
-                (-4, 0),
-                textcoords="offset points",
-                ha="right",
-                va="center",
-                fontsize=7,
-            )
+                f"{row['budget']:,}", (0, y), (-6, 0), xycoords=("axes fraction", "data"),
+                textcoords="offset points", ha="right", va="center", fontsize=7,
+            )  # fmt: skip
     axes.axvline(1, color=VERMILLION, linewidth=1.2)
     axes.set_yticks(range(len(names)), list(reversed(names)))
-    axes.tick_params(axis="y", pad=34)
+    axes.tick_params(axis="y", pad=36, length=0)
     axes.set_xscale("log")
     ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.set_xlabel("held-out loss after adaptation, as a multiple of the best cell's (1, red)")
+    axes.set_xlabel(
+        "held-out loss after adaptation, over the best cell's (red); dots: nothing given, bars: median cell"
+    )
     axes.set_title(
         "metastep with nothing given (dots) and the grid's median cell (bars), by meta-steps"
     )

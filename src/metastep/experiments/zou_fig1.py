@@ -136,9 +136,7 @@ def _draw_distance(axes: Axes, design: dict[str, Any], records: dict[str, Any]) 
     axes.plot([], [], color=style.GREY, label="other seeds")
     axes.plot(multiples, change[0], color=style.PURPLE)
     axes.axvline(1, color=style.BLACK, linestyle=":", linewidth=1)
-    axes.set(
-        xlabel=r"$\alpha / \alpha_{lim}$", ylabel="change of mean distance", ylim=_SHOWN
-    )
+    axes.set(xlabel=r"$\alpha / \alpha_{lim}$", ylabel="change of mean distance", ylim=_SHOWN)
 
 
 def _at_limit(records: dict[str, Any]) -> int:
