@@ -24,6 +24,7 @@ from metastep.report import style
 from metastep.report.lines import Series, draw
 
 _DIVISOR = 12  # beta_k = 1 / (12 L~) in the theorem for MAML
+_TOGETHER = 100  # draws of F-hat in memory at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,10 @@ def _gaps(
         exact, linear = jax.jvp(lambda p: gradient(w, p), (uniform,), (weights - uniform,))
         return gradient(w, weights) - exact - linear
 
-    over_draws = jax.jit(jax.vmap(jax.vmap(second_order, (None, 0)), (0, None)))
+    def at_place(w: Array, draws: Float[Array, "draws tasks points"]) -> Array:
+        return jax.lax.map(lambda weights: second_order(w, weights), draws, batch_size=_TOGETHER)
+
+    over_draws = jax.jit(jax.vmap(at_place, (0, None)))
     places = jnp.asarray(2 * generator.standard_normal((config.places, config.dim)))
     rows = []
     for size in config.supports:
@@ -311,15 +315,15 @@ EXPERIMENT = Experiment(
     paper="fallah2020",
     quick=Config(),
     paper_scale=Config(
-        tasks=40,
-        points=100,
+        tasks=20,
+        points=50,
         dim=3,
         supports=(1, 2, 4, 8, 16, 32, 64, 128),
-        draws=20_000,
-        places=5,
+        draws=4000,
+        places=3,
         pairs=5000,
         steps=2000,
-        samples=400,
+        samples=100,
     ),
     run=run,
     plot=plot,
