@@ -155,14 +155,14 @@ def plot(records: dict[str, Any]) -> Figure:
 def _draw_law(axes: Axes, law: str, settings: list[dict[str, Any]]) -> None:
     rates = [rate for one in settings for rate in (one["best"], *one["estimates"].values())]
     alphas = np.geomspace(min(rates) / 3, max(rates) * 1.5, 200)
-    for setting, color in zip(settings, (style.BLUE, style.VERMILLION), strict=False):
+    colors = (style.BLUE, style.VERMILLION)
+    for place, (setting, color) in enumerate(zip(settings, colors, strict=False)):
         mean, width = _loss(setting, alphas)
         axes.plot(alphas, mean, color=color)
         axes.fill_between(alphas, np.maximum(mean - width, mean / 10), mean + width,
                           color=color, alpha=0.15, linewidth=0)  # fmt: skip
-        axes.annotate(f"K = {setting['shots']}, N = {setting['tasks']}", (alphas[-1], mean[-1]),
-                      ha="right", va="bottom", color=color, textcoords="offset points",
-                      xytext=(-26, -4))  # fmt: skip
+        axes.text(0.04, 0.92 - 0.1 * place, f"K = {setting['shots']}, N = {setting['tasks']}",
+                  transform=axes.transAxes, color=color)  # fmt: skip
         for key, label, marker in _ESTIMATES:
             rate = setting["estimates"][key]
             axes.plot(rate, _loss(setting, np.array([rate]))[0], marker, markersize=9, color=color,
