@@ -52,6 +52,8 @@ class Options:
     """Tasks the curvature of the meta-objective is averaged over."""
     test_tasks: int = 500
     """Held-out tasks."""
+    alpha: float | None = None
+    """Adaptation rate. Default: the one measured, at most 1/L, where the theory's lemmas end."""
     seed: int = 0
     """Of parameters and tasks."""
     out: Path = Path("benchmarks/results")
@@ -78,14 +80,16 @@ def compare(name: str, options: Options) -> dict:
     """One family: the two steps, their cost, and the grid."""
     config = TrainConfig(tasks=name, seed=options.seed)
     task_set = load_tasks(config)
-    alpha = measure_rates(config, task_set).alpha_chosen
-    learner = learner_of(config, task_set.description, alpha, options)
+    advised = options.alpha or measure_rates(config, task_set).alpha_chosen
+    learner = learner_of(config, task_set.description, advised, options)
     family = task_set.splits.train
     # The first of the keys that `sweep` splits a seed into: the same untrained parameters.
     params = learner.model.init(jax.random.split(jax.random.key(options.seed), 3)[0])
     key = jax.random.key(options.seed + 1)
     began = time.monotonic()
     constants = estimate_smoothness(learner.objective, params, family, key)
+    alpha = options.alpha or min(advised, 1 / constants.smoothness)
+    learner = dataclasses.replace(learner, rate=FixedRate(alpha))
     steps = {name: fallah_step(constants, a) for name, a in (("at_alpha", alpha), ("at_0", 0.0))}
     middle = time.monotonic()
     episodes = batch_of_episodes(family, key, options.edge_tasks)
@@ -108,6 +112,7 @@ def compare(name: str, options: Options) -> dict:
     return {
         "tasks": name,
         "alpha": alpha,
+        "advised_alpha": advised,
         "constants": dataclasses.asdict(constants) | {"gradient_norms": None},
         "fallah": {name: dataclasses.asdict(step) for name, step in steps.items()},
         "edge": dataclasses.asdict(edge),
@@ -123,7 +128,7 @@ def compare(name: str, options: Options) -> dict:
 def show(row: dict) -> None:
     """One family as lines of text."""
     step, edge = row["fallah"]["at_alpha"], row["edge"]
-    print(f"{row['tasks']}: alpha {row['alpha']:.4g}")
+    print(f"{row['tasks']}: alpha {row['alpha']:.4g} (advised {row['advised_alpha']:.4g})")
     print(f"  constants { {k: v for k, v in row['constants'].items() if isinstance(v, float)} }")
     print(f"  Fallah's step {step['beta']:.3g} ({step['reason']})")
     print(f"  meta edge     {edge['beta_max']:.3g} (sharpness {edge['sharpness']:.4g})")
@@ -143,9 +148,8 @@ def main() -> None:
     for name in options.tasks:
         rows.append(compare(name, options))
         show(rows[-1])
-    write_json(
-        options.out / "meta_rates.json", {"iterations": options.iterations, "families": rows}
-    )
+        record = {"iterations": options.iterations, "families": rows}
+        write_json(options.out / "meta_rates.json", record)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,11 @@ def meta_edge(
     Adam: with the length of the meta-gradient standing still, it divides by the same. All of these are for the
     mean over tasks; sampling a few tasks at each step asks for less.
 
+    The edge is local. At a minimum it is the truth; before training it is neither safe nor needed, since the
+    first steps lead to other curvature. In benchmarks/meta_rates.py (SGD, 500 meta-steps, alpha at most 1/L) the
+    best meta rate of a grid was a quarter of the edge measured before training on the sinusoid and a 64th of it,
+    the smallest tried, on the quadratic, where a 16th diverged. Measure again while training.
+
     Parameters
     ----------
     meta_loss : query loss after adaptation, of one episode

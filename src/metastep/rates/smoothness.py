@@ -277,6 +277,9 @@ def fallah_step(
 ) -> FallahStep:
     """The adaptive step of Fallah et al. from estimated constants; small, because it holds for the worst case.
 
+    In benchmarks/meta_rates.py (plain SGD, 500 meta-steps, alpha at most 1/L) the best meta rate of a grid was 245
+    times this step on the sinusoid and 22 times on the quadratic, and on both the step was far too slow to use.
+
     Parameters
     ----------
     constants : from `estimate_smoothness`
