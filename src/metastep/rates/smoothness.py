@@ -278,7 +278,7 @@ def fallah_step(
     """The adaptive step of Fallah et al. from estimated constants; small, because it holds for the worst case.
 
     In benchmarks/meta_rates.py (plain SGD, 500 meta-steps, alpha at most 1/L) the best meta rate of a grid was 245
-    times this step on the sinusoid and 22 times on the quadratic, and on both the step was far too slow to use.
+    times this step on the sinusoid (test loss 1.49 against 3.78) and 22 times on the quadratic (6.95 against 8.07).
 
     Parameters
     ----------
