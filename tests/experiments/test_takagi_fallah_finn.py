@@ -202,6 +202,19 @@ def test_takagi_map_verdicts_follow_the_losses():
     assert verdicts([[1, 0, 0], [0, 0, 0], [0, 0, 0]], 0.1) == lone
 
 
+def test_takagi_map_is_judged_at_the_start_and_shows_every_place():
+    records = {
+        "alphas": [0.1, 1.0], "betas": [0.1, 1.0], "train_loss": [[0.0, 0.0], [0.0, 0.0]], "highest_loss": 1.0,
+        "predicted": {
+            "start": {"beta_c": [1.0, 2.0], "alpha_c": 1.0}, "trained": {"beta_c": [0.01, 0.02], "alpha_c": 0.003},
+        },
+    }  # fmt: skip
+    _, beta, alpha = experiments.load("takagi-sinusoid").claims(records)
+    assert (beta.verdict, alpha.verdict) == ("holds", "holds")
+    assert "0.5 to 1 (start), 50 to 1e+02 (trained)" in beta.evidence
+    assert "α_c 1 (start), 0.003 (trained)" in alpha.evidence
+
+
 # --- Fallah
 
 
