@@ -35,15 +35,6 @@ def describe(figures: dict[str, float]) -> str:
     return "  ".join(parts)
 
 
-def incident_line(incident: dict[str, Any]) -> str:
-    """What failed and what was done about it."""
-    return (
-        f"meta-step {incident['iteration']}: the {incident['loop']} loop left the finite numbers at task "
-        f"{incident['task']} (alpha {incident['alpha']:.3g}, meta rate {incident['meta_lr']:.3g}); "
-        f"{incident['action']}"
-    )
-
-
 class BarObserver:
     """A live progress bar with the last validation behind it."""
 
@@ -65,7 +56,7 @@ class BarObserver:
 
     def row(self, row: dict[str, Any]) -> None:
         if "incident" in row:
-            self._progress.console.print(incident_line(row["incident"]))
+            self._progress.console.print(row["incident"]["text"])
         if "validation" in row:
             self._validation = f"  validation {row['validation']['loss']:.4g}"
 
@@ -90,7 +81,7 @@ class LineObserver:
 
     def row(self, row: dict[str, Any]) -> None:
         if "incident" in row:
-            self._console.print(incident_line(row["incident"]), soft_wrap=True)
+            self._console.print(row["incident"]["text"], soft_wrap=True)
 
 
 class Fanout:
@@ -135,13 +126,11 @@ class TensorBoardObserver:
 
     def row(self, row: dict[str, Any]) -> None:
         if "incident" in row:
-            self._writer.add_text("incident", incident_line(row["incident"]), row["iteration"])
+            self._writer.add_text("incident", row["incident"]["text"], row["iteration"])
             return
-        prefix, values = (
-            ("validation", row["validation"]) if "validation" in row else ("train", row)
-        )
-        for name, value in values.items():
-            if name != "iteration":
+        prefix = next((name for name in ("validation", "edge") if name in row), "train")
+        for name, value in row.get(prefix, row).items():
+            if name != "iteration" and isinstance(value, (int, float)):
                 self._writer.add_scalar(f"{prefix}/{name}", value, row["iteration"])
         self._writer.flush()
 

@@ -24,6 +24,7 @@ __all__ = [
     "alpha_figure",
     "column",
     "draw",
+    "edge_figure",
     "learning_figure",
     "line_figure",
     "rate_figure",
@@ -144,6 +145,23 @@ def rate_figure(rows: Sequence[dict[str, Any]]) -> Figure | None:
         return None
     series = _columns(rows, [("alpha", "adaptation rate α", style.AFTER, "-")])
     return line_figure(series, "outer iteration", "adaptation rate α", log_y=spans_decades(rates))
+
+
+def edge_figure(rows: Sequence[dict[str, Any]], edges: Sequence[dict[str, Any]]) -> Figure | None:
+    """The meta rate in force beside the largest stable one, or None where that was not measured.
+
+    Parameters
+    ----------
+    rows : rows of metrics.jsonl with `iteration` and `meta_lr`
+    edges : measurements with `iteration` and `beta_max`
+    """
+    measured = _columns(edges, [("beta_max", "largest stable meta rate", style.VERMILLION, "--")])
+    if not measured:
+        return None
+    in_force = _columns(rows, [("meta_lr", "meta rate β", style.AFTER, "-")])
+    values = [value for one in (*measured, *in_force) for value in one.y]
+    log_y = spans_decades(value for value in values if value > 0)
+    return line_figure([*in_force, *measured], "outer iteration", "meta rate β", log_y=log_y)
 
 
 def steps_figure(curve: Sequence[dict[str, Any]], quantity: str = "loss") -> Figure:

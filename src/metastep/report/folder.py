@@ -40,9 +40,17 @@ EXAMPLE_ARRAYS: dict[str, dict[str, int]] = {
 }
 
 
+# Rows of metrics.jsonl that are not means over a window of training.
+_KINDS = ("validation", "edge", "incident")
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run folder holds; a record whose file is missing is empty, and `notes` says why."""
+    """What a run folder holds; a record whose file is missing is empty, and `notes` says why.
+
+    The rows of metrics.jsonl are taken apart: means over training windows (`rows`), validations, measured edges of
+    the meta rate, and what the guard mended.
+    """
 
     config: dict[str, Any]
     rates: dict[str, Any]
@@ -50,6 +58,8 @@ class Run:
     evaluation: dict[str, Any]
     rows: list[dict[str, Any]]
     validation: list[dict[str, Any]]
+    edges: list[dict[str, Any]]
+    incidents: list[dict[str, Any]]
     examples: Examples | None
     notes: tuple[str, ...]
 
@@ -72,8 +82,10 @@ def read_run(path: Path) -> Run:
     rows = [row for row in read_jsonl(path / "metrics.jsonl") if _has_iteration(row)]
     return Run(
         **records,
-        rows=[row for row in rows if "validation" not in row],
-        validation=[_flatten_validation(row) for row in rows if "validation" in row],
+        rows=[row for row in rows if not any(kind in row for kind in _KINDS)],
+        validation=_rows_of(rows, "validation"),
+        edges=_rows_of(rows, "edge"),
+        incidents=_rows_of(rows, "incident"),
         examples=_read_examples(path / "examples.npz", notes),
         notes=tuple(notes),
     )
@@ -97,9 +109,13 @@ def _has_iteration(row: Any) -> bool:
     return isinstance(row, dict) and math.isfinite(as_number(row.get("iteration")))
 
 
-def _flatten_validation(row: dict[str, Any]) -> dict[str, Any]:
-    values = row["validation"] if isinstance(row["validation"], dict) else {}
-    return {"iteration": row["iteration"], **values}
+def _rows_of(rows: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """The rows of one kind, each with the iteration it was written at."""
+    return [
+        (row[kind] if isinstance(row[kind], dict) else {}) | {"iteration": row["iteration"]}
+        for row in rows
+        if kind in row
+    ]
 
 
 def _read_examples(path: Path, notes: list[str]) -> Examples | None:

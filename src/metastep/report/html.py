@@ -93,6 +93,7 @@ def _context(run: Run) -> dict[str, Any]:
         "rows": len(run.rows) + len(run.validation),
         "learning": list(_learning_pictures(run)),
         "best": _best(run),
+        "incidents": [str(incident.get("text", "")) for incident in run.incidents],
         "examples": _example_pictures(run),
         "examples_kind": run.examples["kind"] if run.examples else "",
         "examples_caption": _CAPTIONS[run.examples["kind"]] if run.examples else "",
@@ -142,6 +143,9 @@ def _learning_pictures(run: Run) -> Iterator[Picture]:
     rate = figures.rate_figure(run.rows)
     if rate is not None:
         yield picture(rate, "Adaptation rate against the iteration")
+    edge = figures.edge_figure(run.rows, run.edges)
+    if edge is not None:
+        yield picture(edge, "Meta rate and the largest stable one against the iteration")
 
 
 def _best(run: Run) -> str:

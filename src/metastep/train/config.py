@@ -102,6 +102,9 @@ class TrainConfig(ProblemConfig):
     back_offs: int = 10
     """How often a run that leaves the finite numbers goes back to its last good state and on with half the rate
     that is to blame. 0 stops at once with the diagnosis."""
+    track_edge: bool = False
+    """Measure the largest stable meta rate at each validation (Lanczos on the meta-Hessian, some dozen meta-steps'
+    time). Always on for sgd and momentum with --meta-lr auto, whose meta rate is held to half of it."""
     iterations: int | None = None
     """Meta-steps (outer). Default: 10000; 2000 for images."""
     tasks_per_step: int | None = None
@@ -172,6 +175,10 @@ def _check_training(config: TrainConfig) -> None:
     check_choice("--rate", config.rate, ("auto", *RATES))
     check_choice("--schedule", config.schedule, ("auto", *SCHEDULES))
     check_count("--back-offs", config.back_offs, minimum=0)
+    if config.track_edge and config.algorithm == "reptile":
+        raise InputError(
+            "--track-edge measures the curvature of a meta-objective, and reptile has none; leave it out"
+        )
     for name in ("alpha", "meta_lr"):
         if getattr(config, name) != "auto":
             check_positive(f"--{name.replace('_', '-')}", getattr(config, name))

@@ -103,19 +103,24 @@ def _noted(
 def incident_rows(state: TrainState, since: int = 0) -> list[dict]:
     """What happened, as records: rows `since` and later."""
     seen = jax.device_get(state.incidents)
-    loops = {INNER_LOOP: "inner", OUTER_LOOP: "outer"}
-    return [
-        {
-            "iteration": int(seen.iteration[i]),
-            "loop": loops[int(seen.loop[i])],
-            "task": int(seen.task[i]),
-            "loss": float(seen.loss[i]),
-            "alpha": float(seen.alpha[i]),
-            "meta_lr": float(seen.meta_lr[i]),
-            "action": (
-                f"went back to the last good state and halved "
-                f"{'alpha' if seen.loop[i] == INNER_LOOP else 'the meta rate'}"
-            ),
-        }
-        for i in range(since, int(seen.count))
-    ]
+    return [_incident_row(seen, i) for i in range(since, int(seen.count))]
+
+
+def _incident_row(seen: Incidents, i: int) -> dict:
+    inner = int(seen.loop[i]) == INNER_LOOP
+    row = {
+        "iteration": int(seen.iteration[i]),
+        "loop": "inner" if inner else "outer",
+        "task": int(seen.task[i]),
+        "loss": float(seen.loss[i]),
+        "alpha": float(seen.alpha[i]),
+        "meta_lr": float(seen.meta_lr[i]),
+        "action": (
+            f"went back to the last good state and halved {'alpha' if inner else 'the meta rate'}"
+        ),
+    }
+    text = (
+        f"meta-step {row['iteration']}: the {row['loop']} loop left the finite numbers at task {row['task']} "
+        f"(alpha {row['alpha']:.3g}, meta rate {row['meta_lr']:.3g}); {row['action']}"
+    )
+    return row | {"text": text}

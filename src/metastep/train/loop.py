@@ -19,6 +19,7 @@ from metastep.train.checkpoint import Checkpoints
 from metastep.train.evaluate import compile_judge
 from metastep.train.guard import incident_rows
 from metastep.train.learner import Learner, mean_alpha, rates_in_force
+from metastep.train.sharpness import EdgeWatch
 from metastep.train.state import (
     HEALTHY,
     INNER_LOOP,
@@ -137,6 +138,7 @@ def run_loop(
     keys: dict[str, PRNGKeyArray],
     checkpoints: Checkpoints,
     observer: Observer,
+    watch: EdgeWatch | None = None,
 ) -> Outcome:
     """Train from `state` to the end of the schedule, a stop request or divergence.
 
@@ -177,6 +179,9 @@ def run_loop(
                 validation = validate(state)
                 observer.row({"iteration": iteration, "validation": validation})
                 state = with_validation(state, score(validation))
+                if watch is not None:
+                    state, edge = watch(state)
+                    observer.row({"iteration": iteration, "edge": edge})
             if time.monotonic() - saved_at > schedule.checkpoint_seconds:
                 checkpoints.save(iteration, state)
                 saved_at = time.monotonic()

@@ -33,6 +33,7 @@ from metastep.train.problem import (
     model_name,
     split_keys,
 )
+from metastep.train.sharpness import edge_watch
 from metastep.train.state import initial_state
 
 
@@ -181,6 +182,7 @@ def _go(
             keys,
             checkpoints,
             recorder,
+            edge_watch(config, learner, task_set.splits.train, keys["rates"]),
         )
     except DivergenceError as error:
         kept = checkpoints.latest()
