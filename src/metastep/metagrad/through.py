@@ -7,13 +7,16 @@ Hessian-free rule replaces it by a difference of two gradients.
 
 import abc
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax.tree_utils as otu
 
+from metastep._errors import check_choice
 from metastep._types import Batch, Episode, MetaParams, Params, Rate, Scalar
 from metastep.adapt import AbstractAdapter, InnerGradient
 from metastep.metagrad.core import AbstractMetaGradient, RateRule, TaskOutcome, judge
+from metastep.metagrad.derivatives import DERIVATIVES, Derivative, support_gradient
 from metastep.models import Objective
 from metastep.theory.citations import source
 from metastep.theory.hessian_free import hessian_free_step
@@ -35,14 +38,43 @@ class AbstractThrough(AbstractMetaGradient):
         episode: Episode,
     ) -> tuple[TaskOutcome, MetaParams]:
         def query_loss(meta: MetaParams) -> tuple[Scalar, TaskOutcome]:
-            alpha = rate(meta)
-            gradient = self.inner_gradient(objective, episode, alpha)
-            adapted, info = adapter(gradient, meta.params, alpha)
-            task = judge(objective, adapted, episode, info)
+            task = self._adapt_and_judge(objective, adapter, rate(meta), meta.params, episode)
             return task.loss, task
 
         (_, task), gradient = jax.value_and_grad(query_loss, has_aux=True)(meta)
         return task, gradient
+
+    def of_group(
+        self,
+        objective: Objective,
+        adapter: AbstractAdapter,
+        rate: RateRule,
+        meta: MetaParams,
+        episodes: Episode,
+    ) -> tuple[TaskOutcome, MetaParams]:
+        """The gradient of the summed loss: what tasks share is computed and differentiated once for all."""
+
+        def total_loss(meta: MetaParams) -> tuple[Scalar, TaskOutcome]:
+            alpha = rate(meta)
+            tasks = jax.vmap(
+                lambda e: self._adapt_and_judge(objective, adapter, alpha, meta.params, e)
+            )(episodes)
+            return jnp.sum(tasks.loss), tasks
+
+        (_, tasks), gradient = jax.value_and_grad(total_loss, has_aux=True)(meta)
+        return tasks, gradient
+
+    def _adapt_and_judge(
+        self,
+        objective: Objective,
+        adapter: AbstractAdapter,
+        alpha: Rate,
+        params: Params,
+        episode: Episode,
+    ) -> TaskOutcome:
+        gradient = self.inner_gradient(objective, episode, alpha)
+        adapted, info = adapter(gradient, params, alpha)
+        return judge(objective, adapted, episode, info)
 
 
 @source("finn2017", "equation (1)", "as printed")
@@ -52,23 +84,21 @@ class Exact(AbstractThrough):
 
     With `Episode.curvature` the Hessians are taken on D_h instead of D_in; the path of the inner loop is that
     of D_in either way.
+
+    Attributes
+    ----------
+    derivative : how an inner gradient is differentiated, a name in `DERIVATIVES`: the result is the same, memory
+        and time are not. See `support_gradient`.
     """
+
+    derivative: Derivative = eqx.field(static=True, default="plain")
+
+    def __check_init__(self) -> None:
+        check_choice("derivative", self.derivative, DERIVATIVES)
 
     def inner_gradient(self, objective: Objective, episode: Episode, alpha: Rate) -> InnerGradient:
         del alpha
-        on_support = jax.value_and_grad(objective.on(episode.support))
-        if episode.curvature is None:
-            return on_support
-        on_curvature = jax.grad(objective.on(episode.curvature))
-
-        def gradient(params: Params) -> tuple[Scalar, Params]:
-            value, wanted = on_support(params)
-            differentiable = on_curvature(params)
-            # The value of one gradient, the derivative of the other.
-            shift = jax.lax.stop_gradient(otu.tree_sub(wanted, differentiable))
-            return value, otu.tree_add(differentiable, shift)
-
-        return gradient
+        return support_gradient(objective, episode.support, episode.curvature, self.derivative)
 
 
 @source("finn2017", "section 5.2, first-order approximation", "as printed")
