@@ -1,4 +1,4 @@
-"""The meta rate that `auto` stands for: half of the edge where the optimiser takes gradients as they are."""
+"""The meta rate that `auto` stands for: a share of the edge where the optimiser takes gradients as they are."""
 
 import jax
 import jax.flatten_util
@@ -14,8 +14,8 @@ from metastep.train.problem import build_inner_loop, build_model, split_keys
 CONFIG = {"tasks": "sinusoid", "hidden": (6,), "shots": 4, "steps": 1}
 
 
-@pytest.mark.parametrize(("optimizer", "factor"), [("sgd", 1.0), ("momentum", 1.9)])
-def test_plain_gradients_get_half_of_their_edge(optimizer, factor):
+@pytest.mark.parametrize(("optimizer", "factor"), [("sgd", 1.0), ("momentum", 0.1)])
+def test_plain_gradients_get_the_step_of_sgd_at_half_its_edge(optimizer, factor):
     config = TrainConfig(**CONFIG, optimizer=optimizer)
     tasks = load_tasks(config)
     value, reason = choose_meta_lr(config, tasks, 0.01)
@@ -34,7 +34,6 @@ def test_plain_gradients_get_half_of_their_edge(optimizer, factor):
 
     largest = np.linalg.eigvalsh(np.asarray(jax.hessian(meta_loss)(flat))).max()
     assert value == pytest.approx(factor / largest, rel=1e-3)
-    assert "half of" in reason
     assert optimizer in reason
 
 

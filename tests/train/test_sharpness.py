@@ -19,12 +19,12 @@ from metastep.tasks import Sinusoid, batch_of_episodes
 from metastep.train import Learner, RunFolder, TrainConfig, initial_state, resume, train
 from metastep.train.config import check_config
 from metastep.train.sharpness import EdgeWatch, number_of_tasks
-from metastep.train.step import compile_advance
 
 FAMILY = Sinusoid(shots=4, queries=4)
 
 
-def trained(optimizer: str, steps: int = 3):
+def underway(optimizer: str):
+    """A learner, and a state as after three meta-steps: the optimiser has gathered second moments."""
     model = mlp((1,), 1, (3,))
     learner = Learner(
         model=model,
@@ -36,7 +36,16 @@ def trained(optimizer: str, steps: int = 3):
         tasks_per_step=5,
     )
     state = initial_state(learner, jax.random.key(0), 10)
-    return learner, compile_advance(learner)(FAMILY, jax.random.key(1), state, jnp.asarray(steps))
+    if optimizer == "sgd":
+        return learner, state
+    moments = jax.tree.map(
+        lambda leaf: jax.random.uniform(
+            jax.random.key(leaf.size), leaf.shape, leaf.dtype, 1e-6, 1e-4
+        ),
+        state.meta,
+    )
+    gathered = otu.tree_set(state.optimizer_state, nu=moments, count=jnp.asarray(3))
+    return learner, dataclasses.replace(state, optimizer_state=gathered)
 
 
 def dense(learner, state, key):
@@ -57,7 +66,7 @@ def dense(learner, state, key):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "normalised-adam"])
 def test_the_edge_is_that_of_the_preconditioned_hessian_of_everything_learned(optimizer):
-    learner, state = trained(optimizer)
+    learner, state = underway(optimizer)
     key = jax.random.key(7)
     _, row = EdgeWatch(learner, FAMILY, optimizer, key, lanczos=20)(state)
     hessian, gradients = dense(learner, state, key)
@@ -76,7 +85,7 @@ def test_the_edge_is_that_of_the_preconditioned_hessian_of_everything_learned(op
 
 
 def test_the_meta_rate_is_held_to_a_share_of_the_edge_and_grows_at_most_twofold():
-    learner, state = trained("sgd")
+    learner, state = underway("sgd")
     watch = EdgeWatch(learner, FAMILY, "sgd", jax.random.key(7), share=0.5)
     _, row = watch(state)
     high = dataclasses.replace(state, meta_lr=jnp.asarray(100 * row["beta_max"]))
@@ -88,7 +97,7 @@ def test_the_meta_rate_is_held_to_a_share_of_the_edge_and_grows_at_most_twofold(
 
 
 def test_a_curvature_that_overflows_is_noted_and_changes_nothing():
-    learner, state = trained("sgd")
+    learner, state = underway("sgd")
     far = jax.tree.map(lambda leaf: leaf * 1e200, state.meta.params)
     lost = dataclasses.replace(state, meta=dataclasses.replace(state.meta, params=far))
     after, row = EdgeWatch(learner, FAMILY, "sgd", jax.random.key(7), share=0.5)(lost)

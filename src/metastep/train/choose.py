@@ -16,7 +16,7 @@ from metastep.tasks import batch_of_episodes
 from metastep.train.config import ProblemConfig, TrainConfig, check_config
 from metastep.train.learner import side_by_side
 from metastep.train.problem import TaskSet, build_inner_loop, build_model, split_keys
-from metastep.train.sharpness import SHARE_OF_EDGE, UNSCALED
+from metastep.train.sharpness import SHARE_OF_EDGE
 
 _EDGE_TASKS, _LANCZOS = 32, 20
 
@@ -70,7 +70,7 @@ def choose_meta_lr(config: TrainConfig, task_set: TaskSet, alpha: float) -> tupl
     """The meta rate of a run and why: given, a share of its stability edge, or the default of the optimiser."""
     if config.meta_lr != "auto":
         return config.meta_lr, "given by the user"
-    if config.optimizer not in UNSCALED or config.algorithm == "reptile":
+    if config.optimizer not in SHARE_OF_EDGE or config.algorithm == "reptile":
         return default_meta_lr(config.optimizer)
     keys = split_keys(config.seed)
     model = build_model(config, task_set.description)
@@ -95,7 +95,8 @@ def choose_meta_lr(config: TrainConfig, task_set: TaskSet, alpha: float) -> tupl
     if edge is None or not np.isfinite(edge.beta_max):
         value, reason = default_meta_lr(config.optimizer)
         return value, f"the meta-objective shows no curvature to measure; {reason}"
-    return SHARE_OF_EDGE * edge.beta_max, (
-        f"half of {edge.beta_max:.3g}, the largest rate at which {config.optimizer} is stable at the starting "
+    share = SHARE_OF_EDGE[config.optimizer]
+    return share * edge.beta_max, (
+        f"{share:.3g} of {edge.beta_max:.3g}, the largest rate at which {config.optimizer} is stable at the starting "
         f"parameters (Lanczos on the meta-Hessian), and measured again at each validation"
     )

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metastep._errors import InputError, check_choice, check_count, check_positive
-from metastep.metagrad import ALGORITHMS
+from metastep.metagrad import ALGORITHMS, DERIVATIVES
 from metastep.rates import OPTIMIZERS, RATES, SCHEDULES
+from metastep.train.sizes import parse_bytes
 
 AlgorithmName = Literal["maml", "fomaml", "hfmaml", "anil", "reptile", "erm"]
 ModelName = Literal["auto", "linear", "mlp", "conv4"]
@@ -22,6 +23,7 @@ RateName = Literal[
     "label-aware",
     "edge",
 ]
+DerivativeName = Literal["auto", "plain", "checkpointed", "forward"]
 ScheduleName = Literal["auto", "linear", "cosine", "constant"]
 
 
@@ -79,7 +81,12 @@ class ProblemConfig(TaskConfig):
     pooling: Literal["stride", "max"] = "stride"
     """How conv4 halves the image: strided convolutions, or max-pooling."""
     tasks_at_once: int | None = None
-    """Tasks computed side by side; must divide --tasks-per-step. Default: all; on CPU 1 for conv4."""
+    """Tasks computed side by side, on each device; must divide --tasks-per-step. Default: all; on CPU 1 for
+    conv4."""
+    derivative: DerivativeName = "auto"
+    """How maml and anil differentiate an inner gradient; the result is the same. plain keeps all that an inner step
+    computes; checkpointed computes it again when needed; forward keeps even less. auto: plain, or what
+    --memory-limit asks for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +111,7 @@ class TrainConfig(ProblemConfig):
     that is to blame. 0 stops at once with the diagnosis."""
     track_edge: bool = False
     """Measure the largest stable meta rate at each validation (Lanczos on the meta-Hessian, some dozen meta-steps'
-    time). Always on for sgd and momentum with --meta-lr auto, whose meta rate is held to half of it."""
+    time). Always on for sgd and momentum with --meta-lr auto, whose meta rate is held to a share of it."""
     iterations: int | None = None
     """Meta-steps (outer). Default: 10000; 2000 for images."""
     tasks_per_step: int | None = None
@@ -119,6 +126,9 @@ class TrainConfig(ProblemConfig):
     """Meta-steps averaged into one row of metrics. Default: a 200th of the run."""
     checkpoint_seconds: float = 30.0
     """Seconds between checkpoints, which are also written at the end and on Ctrl-C."""
+    memory_limit: str | None = None
+    """Memory of each device that training may take, such as 2GB. Ways to compute the same meta-step are compiled,
+    the fastest first, until one fits; the report says which."""
     tensorboard: bool = False
     """Also log to RUN/tensorboard (needs the extra: pip install metastep[tensorboard])."""
 
@@ -166,8 +176,18 @@ def check_config(config: ProblemConfig) -> None:
         check_count(f"--{name}", getattr(config, name), minimum=0)
     if config.steps is not None:
         check_count("--steps", config.steps)
+    _check_derivative(config)
     if isinstance(config, TrainConfig):
         _check_training(config)
+
+
+def _check_derivative(config: ProblemConfig) -> None:
+    check_choice("--derivative", config.derivative, ("auto", *DERIVATIVES))
+    if config.derivative not in ("auto", "plain") and config.algorithm not in ("maml", "anil"):
+        raise InputError(
+            f"--derivative {config.derivative} is for maml and anil; {config.algorithm} does not differentiate an "
+            f"inner gradient, so leave it out"
+        )
 
 
 def _check_training(config: TrainConfig) -> None:
@@ -187,6 +207,8 @@ def _check_training(config: TrainConfig) -> None:
             check_count(f"--{name.replace('_', '-')}", getattr(config, name))
     check_count("--eval-tasks", config.eval_tasks, minimum=2)
     check_positive("--checkpoint-seconds", config.checkpoint_seconds)
+    if config.memory_limit is not None:
+        parse_bytes(config.memory_limit)
     width = config.tasks_at_once
     if width and config.tasks_per_step and config.tasks_per_step % width:
         raise InputError(
