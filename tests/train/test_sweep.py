@@ -1,6 +1,7 @@
 """A sweep is the same as training each cell on its own, and a cell that diverges leaves the others alone."""
 
 import dataclasses
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,14 @@ def test_a_rate_of_its_own_mind_is_left_to_itself():
     result = sweep(own, TASKS.splits, None, [1e-2], milestones=[10], test_tasks=4)
     assert np.isnan(result.alphas[0])
     assert result.alpha[0, 0, 0, 0] != pytest.approx(0.01, rel=1e-6)
+
+
+def test_without_held_out_tasks_only_training_is_judged(monkeypatch):
+    # Any use of it would fail.
+    monkeypatch.setattr(sys.modules[sweep.__module__], "compile_judge", None)
+    result = sweep(learner(), TASKS.splits, [0.01], [1e-3], milestones=[6], test_tasks=0)
+    assert np.isfinite(result.train_loss).all()
+    assert np.isinf(result.test_loss).all()
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def train_plane(
         betas,
         (seed,),
         milestones=(iterations,),
-        test_tasks=2,
+        test_tasks=0,
         window=max(1, iterations // 10),
         progress=progress,
     )

@@ -32,7 +32,8 @@ class SweepResult:
     ----------
     alphas, meta_lrs, seeds, milestones : the axes
     train_loss : mean query loss after adaptation over the last meta-steps before the milestone
-    test_loss : on held-out tasks, the same ones for every training of a seed; infinity once diverged
+    test_loss : on held-out tasks, the same ones for every training of a seed; infinity once diverged, or
+        if none was judged
     test_metric : accuracy there, NaN for regression
     alpha : adaptation rate in force at the milestone, which a rate of its own mind may have moved
     diverged_at : (alpha, meta rate, seed) the meta-step that left the finite numbers; 0 for none
@@ -78,7 +79,7 @@ def sweep(
     meta_lrs : meta rates
     seeds : one training each, from its own parameters and tasks
     milestones : numbers of meta-steps, increasing; the last one ends the training
-    test_tasks : held-out tasks of a judgement
+    test_tasks : held-out tasks of a judgement; 0 for none, which saves compiling it
     window : meta-steps averaged for `train_loss`; a twentieth of the training by default
     cells_at_once : trainings computed side by side; all for dense models, one for convolutions on CPU
     progress : told after each dispatch
@@ -89,6 +90,7 @@ def sweep(
         For rates that are not above 0 or milestones that do not increase.
     """
     _check(alphas, meta_lrs, seeds, milestones)
+    check_count("test_tasks", test_tasks, minimum=0)
     axes = (alphas or (math.nan,), meta_lrs, seeds)
     cells = list(itertools.product(*axes))
     shape = tuple(len(axis) for axis in axes)
@@ -169,6 +171,8 @@ def _compile(learner: Learner, splits: TaskSplits, width: int):
 
 def _compile_test(learner: Learner, splits: TaskSplits, num_tasks: int, width: int):
     """(states, keys) -> losses and metrics after adaptation, each (cells,)."""
+    if not num_tasks:
+        return lambda states, keys: (np.full(len(keys), np.nan),) * 2
     judge = compile_judge(learner, learner.adapter.steps, num_tasks)
 
     @jax.jit
