@@ -4,6 +4,8 @@ import abc
 from collections.abc import Callable
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 
 from metastep._types import Episode, MetaParams, Params, Rate, Scalar
 from metastep.adapt import AbstractAdapter, AdaptInfo
@@ -41,6 +43,19 @@ class AbstractMetaGradient(eqx.Module):
         episode: Episode,
     ) -> tuple[TaskOutcome, MetaParams]:
         """The outcome of one task and its meta-gradient, shaped like `meta`."""
+
+    def of_group(
+        self,
+        objective: Objective,
+        adapter: AbstractAdapter,
+        rate: RateRule,
+        meta: MetaParams,
+        episodes: Episode,
+    ) -> tuple[TaskOutcome, MetaParams]:
+        """The outcomes of tasks computed side by side (leading task axis), and the sum of their meta-gradients."""
+        one = lambda episode: self(objective, adapter, rate, meta, episode)  # noqa: E731
+        outcomes, gradients = jax.vmap(one)(episodes)
+        return outcomes, jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), gradients)
 
 
 def judge(

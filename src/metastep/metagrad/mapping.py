@@ -1,5 +1,6 @@
 """From one task to a meta-batch: how many tasks are computed side by side, and their mean."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -8,8 +9,35 @@ import jax.numpy as jnp
 
 from metastep._errors import InputError, check_count
 from metastep._types import Episode, MetaParams
+from metastep.adapt import AbstractAdapter
+from metastep.metagrad.core import AbstractMetaGradient, RateRule, TaskOutcome
+from metastep.models import Objective
 
 Outcome = TypeVar("Outcome")
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskGradient:
+    """A meta-gradient with all but the episodes given: of one task, or of a group at once.
+
+    Attributes
+    ----------
+    rule, objective, adapter, rate, meta : as `AbstractMetaGradient` takes them
+    """
+
+    rule: AbstractMetaGradient
+    objective: Objective
+    adapter: AbstractAdapter
+    rate: RateRule
+    meta: MetaParams
+
+    def __call__(self, episode: Episode) -> tuple[TaskOutcome, MetaParams]:
+        """The outcome of one task and its meta-gradient."""
+        return self.rule(self.objective, self.adapter, self.rate, self.meta, episode)
+
+    def of_group(self, episodes: Episode) -> tuple[TaskOutcome, MetaParams]:
+        """The outcomes of tasks computed side by side, and the sum of their meta-gradients."""
+        return self.rule.of_group(self.objective, self.adapter, self.rate, self.meta, episodes)
 
 
 def mean_over_tasks(
@@ -21,7 +49,8 @@ def mean_over_tasks(
 
     Parameters
     ----------
-    task_gradient : one episode -> (outcome, meta-gradient)
+    task_gradient : one episode -> (outcome, meta-gradient); a `TaskGradient` also knows a shorter way for
+        tasks side by side
     episodes : every array with a leading task axis
     tasks_at_once : tasks computed side by side, a divisor of their number; the groups follow one another
         and only the sum of their gradients is kept. None takes all at once.
@@ -38,9 +67,20 @@ def mean_over_tasks(
             f"tasks_at_once is {width}, which does not divide the {num_tasks} tasks of a meta-step"
         )
     if width == num_tasks:
-        outcomes, gradients = jax.vmap(task_gradient)(episodes)
-        return outcomes, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), gradients)
-    return _in_groups(task_gradient, episodes, num_tasks, width)
+        outcomes, total = _side_by_side(task_gradient, episodes)
+    else:
+        outcomes, total = _in_groups(task_gradient, episodes, num_tasks, width)
+    return outcomes, jax.tree.map(lambda leaf: leaf / num_tasks, total)
+
+
+def _side_by_side(
+    task_gradient: Callable[[Episode], tuple[Outcome, MetaParams]], episodes: Episode
+) -> tuple[Outcome, MetaParams]:
+    """All outcomes, and the sum of the meta-gradients."""
+    if isinstance(task_gradient, TaskGradient):
+        return task_gradient.of_group(episodes)
+    outcomes, gradients = jax.vmap(task_gradient)(episodes)
+    return outcomes, jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), gradients)
 
 
 def _in_groups(
@@ -58,9 +98,8 @@ def _in_groups(
         if width == 1:  # no task axis at all: a product of one is not a batched product
             outcome, gradient = task_gradient(jax.tree.map(lambda leaf: leaf[0], group))
             return jax.tree.map(jnp.add, total, gradient), jax.tree.map(lambda a: a[None], outcome)
-        outcomes, gradients = jax.vmap(task_gradient)(group)
-        return jax.tree.map(lambda a, b: a + jnp.sum(b, axis=0), total, gradients), outcomes
+        outcomes, gradient = _side_by_side(task_gradient, group)
+        return jax.tree.map(jnp.add, total, gradient), outcomes
 
     total, outcomes = jax.lax.scan(add_group, zeros, groups)
-    outcomes = jax.tree.map(lambda leaf: leaf.reshape(num_tasks, *leaf.shape[2:]), outcomes)
-    return outcomes, jax.tree.map(lambda leaf: leaf / num_tasks, total)
+    return jax.tree.map(lambda leaf: leaf.reshape(num_tasks, *leaf.shape[2:]), outcomes), total
