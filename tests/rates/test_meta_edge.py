@@ -145,6 +145,7 @@ def test_each_optimiser_converges_just_below_its_edge_and_diverges_just_above(na
 def test_thresholds_are_those_of_the_literature():
     expected = {
         "sgd": 0.5,
+        "hypergradient": 0.5,
         "momentum": 0.95,
         "rmsprop": 0.5,
         "adam": 9.5,

@@ -5,6 +5,7 @@ from metastep.rates.core import AbstractRate, FixedRate, LearnedRate
 from metastep.rates.curvature import Extremes, extreme_eigenvalues
 from metastep.rates.edges import StabilityEdge, TaskCurvature, stability_edge, task_curvature
 from metastep.rates.estimates import RatioEstimate, ratio_estimate
+from metastep.rates.hypergradient import hypergradient
 from metastep.rates.kinds import RATES, RateKind, make_rate
 from metastep.rates.label_aware import AwareTerms, label_aware_terms
 from metastep.rates.label_free import FreeTerms, label_free_terms
@@ -61,6 +62,7 @@ __all__ = [
     "estimate_smoothness",
     "extreme_eigenvalues",
     "fallah_step",
+    "hypergradient",
     "label_aware_terms",
     "label_free_terms",
     "largest_stable_rate",

@@ -7,6 +7,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from metastep._errors import check_choice
+from metastep.rates.hypergradient import hypergradient
 from metastep.theory.citations import source
 
 
@@ -27,6 +28,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "momentum": lambda learning_rate: optax.sgd(learning_rate, momentum=0.9),
     "rmsprop": optax.rmsprop,
     "sgd": optax.sgd,
+    "hypergradient": hypergradient,
 }
 
 _STEP_SIZED = "is the size of a step in the parameters, whatever the scale of the loss"
@@ -43,6 +45,7 @@ _DEFAULTS = {
         1e-2,
         "a cautious rate; it is not measured yet, so watch the loss and raise it if slow",
     ),
+    "hypergradient": (1e-3, "a small rate to begin with, which then grows or shrinks by itself"),
 }
 
 _WARM_UP = 0.05

@@ -35,13 +35,14 @@ _RMSPROP_EPS = 1e-8
 # beta_max = factor / (sharpness + decay), with a frozen preconditioner where there is one.
 _FACTORS = {
     "sgd": 2.0,
+    "hypergradient": 2.0,
     "momentum": 2 * (1 + _MOMENTUM),
     "rmsprop": 2.0,
     "adam": 2 * (1 + _ADAM_BETA1) / (1 - _ADAM_BETA1),
     "adamw": 2 * (1 + _ADAM_BETA1) / (1 - _ADAM_BETA1),
     "normalised-adam": 2 * (1 + _ADAM_BETA1) / (1 - _ADAM_BETA1),
 }
-_PLAIN = ("sgd", "momentum")
+_PLAIN = ("sgd", "momentum", "hypergradient")
 _DECAYS = {"adamw": _ADAMW_DECAY * (1 + _ADAM_BETA1) / (1 - _ADAM_BETA1)}
 
 
@@ -69,7 +70,8 @@ class MetaEdge:
     warnings: list[str]
 
 
-@source("metastep", "edge of the meta-objective for each outer optimiser", "derived")
+@source("cohen2021", "stability thresholds of gradient descent and momentum", "as printed")
+@source("cohen2022", "thresholds of preconditioned methods", "corrected", "optax's conventions")
 def meta_edge(
     meta_loss: MetaLoss,
     params: Params,
@@ -84,7 +86,7 @@ def meta_edge(
 ) -> MetaEdge:
     """Largest stable meta rate at `params`.
 
-        sgd        beta < 2 / s                              s = lambda_max(H)
+        sgd        beta < 2 / s                              s = lambda_max(H); hypergradient too, at its rate
         momentum   beta < 2 (1 + mu) / s                     mu = 0.9
         rmsprop    beta < 2 / s                              s = lambda_max(P^-1 H), P = sqrt(nu + eps)
         adam       beta < 2 (1 + b1) / ((1 - b1) s)          P = sqrt(nu) + eps, b1 = 0.9: 38 / s

@@ -75,6 +75,33 @@ BIBLIOGRAPHY: dict[str, str] = {
   eprint        = {1707.09835},
   archiveprefix = {arXiv}
 }""",
+    "baydin2018": """@inproceedings{baydin2018hypergradient,
+  title     = {Online Learning Rate Adaptation with Hypergradient Descent},
+  author    = {Baydin, At{\\i}l{\\i}m G{\\"u}ne{\\c{s}} and Cornish, Robert and Mart{\\'\\i}nez Rubio, David and
+               Schmidt, Mark and Wood, Frank},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2018}
+}""",
+    "behl2019": """@misc{behl2019alpha,
+  title         = {Alpha {MAML}: Adaptive Model-Agnostic Meta-Learning},
+  author        = {Behl, Harkirat Singh and Baydin, At{\\i}l{\\i}m G{\\"u}ne{\\c{s}} and Torr, Philip H. S.},
+  year          = {2019},
+  eprint        = {1905.07435},
+  archiveprefix = {arXiv}
+}""",
+    "cohen2021": """@inproceedings{cohen2021edge,
+  title     = {Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability},
+  author    = {Cohen, Jeremy M. and Kaur, Simran and Li, Yuanzhi and Kolter, J. Zico and Talwalkar, Ameet},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2021}
+}""",
+    "cohen2022": """@misc{cohen2022adaptive,
+  title         = {Adaptive Gradient Methods at the Edge of Stability},
+  author        = {Cohen, Jeremy M. and Ghorbani, Behrooz and Krishnan, Shankar and Agarwal, Naman and others},
+  year          = {2022},
+  eprint        = {2207.14484},
+  archiveprefix = {arXiv}
+}""",
     "ashtekar": """@misc{ashtekar2021maml,
   title  = {Model-Agnostic Meta-Learning: Theory Explained},
   author = {Ashtekar},

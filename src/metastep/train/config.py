@@ -11,7 +11,9 @@ from metastep.train.sizes import parse_bytes
 
 AlgorithmName = Literal["maml", "fomaml", "hfmaml", "anil", "reptile", "erm"]
 ModelName = Literal["auto", "linear", "mlp", "conv4"]
-OptimizerName = Literal["auto", "normalised-adam", "adam", "adamw", "momentum", "rmsprop", "sgd"]
+OptimizerName = Literal[
+    "auto", "normalised-adam", "adam", "adamw", "hypergradient", "momentum", "rmsprop", "sgd"
+]
 RateName = Literal[
     "auto",
     "meta-sgd",
