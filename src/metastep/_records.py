@@ -84,11 +84,11 @@ def read_json(path: Path) -> Any:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the complete lines of a JSON-lines file; a last line cut short by a kill is passed over."""
+    """Yield the lines of a JSON-lines file that can be read: a kill may cut the last one short, a disk damage any."""
     if not path.exists():
         return
     for line in path.read_bytes().splitlines():  # a cut may fall inside a character
         try:
             yield json.loads(line)
         except ValueError:
-            return
+            continue

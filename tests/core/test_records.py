@@ -173,3 +173,9 @@ def test_a_file_cut_anywhere_gives_its_complete_lines(tmp_path_factory, rows, cu
 
 def test_no_file_has_no_lines(tmp_path):
     assert list(read_jsonl(tmp_path / "none.jsonl")) == []
+
+
+def test_a_damaged_line_costs_no_other(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": \xff\xfe}\n{"a": 3}\n')
+    assert list(read_jsonl(path)) == [{"a": 1}, {"a": 3}]

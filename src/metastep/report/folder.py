@@ -80,6 +80,9 @@ def read_run(path: Path) -> Run:
     notes: list[str] = []
     records = {name: _read_record(path / f"{name}.json", notes) for name in RECORDS}
     rows = [row for row in read_jsonl(path / "metrics.jsonl") if _has_iteration(row)]
+    unread = _number_of_lines(path / "metrics.jsonl") - len(rows)
+    if unread:
+        notes.append(f"{unread} line(s) of metrics.jsonl could not be read; they are left out")
     return Run(
         **records,
         rows=[row for row in rows if not any(kind in row for kind in _KINDS)],
@@ -103,6 +106,10 @@ def _read_record(path: Path, notes: list[str]) -> dict[str, Any]:
         notes.append(f"{path.name} does not hold a JSON object; it is left out")
         return {}
     return record
+
+
+def _number_of_lines(path: Path) -> int:
+    return len(path.read_bytes().splitlines()) if path.exists() else 0
 
 
 def _has_iteration(row: Any) -> bool:
