@@ -25,6 +25,10 @@ class DivergenceError(UserError, ArithmeticError):
     """Meta-training left the range where its numbers mean anything; the message says which loop did."""
 
 
+class ProcessLostError(UserError):
+    """Another process of the run is gone; the message says what is left, and how to go on."""
+
+
 def check_positive(name: str, value: float) -> None:
     """Raise unless `value` is a finite real number above zero."""
     if not _is_finite_real(value) or value <= 0:

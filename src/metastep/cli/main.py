@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from metastep._errors import UserError
+from metastep._errors import ProcessLostError, UserError
 
 PROGRAM = "metastep"
 
@@ -31,7 +31,10 @@ _SUMMARIES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a verb. Exit status 0: done; 2: something the user can mend; 130: interrupted."""
+    """Run a verb.
+
+    Exit status 0: done; 2: something the user can mend; 3: another process was lost; 130: interrupted.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         _print_overview()
@@ -43,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     try:
         _verb(given[0])(given[1:])
+    except ProcessLostError as error:
+        print(f"{PROGRAM}: {_one_line(error)}", file=sys.stderr, flush=True)
+        os._exit(3)  # a farewell would wait for the one that is lost
     except UserError as error:
         print(f"{PROGRAM}: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)

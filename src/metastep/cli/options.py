@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from metastep.train.config import ProblemConfig, TaskConfig, TrainConfig
+from metastep.train.crew import CrewConfig
 
 Json = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 MapOptimizer = Literal["sgd", "momentum", "normalised-adam", "adam", "adamw", "rmsprop"]
@@ -40,7 +41,7 @@ class RatesOptions(ProblemConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainOptions(TrainConfig):
+class TrainOptions(TrainConfig, CrewConfig):
     """Meta-train, and write a run folder with metrics, checkpoints and report.html.
 
     Example: metastep train sinusoid --out runs/sinusoid

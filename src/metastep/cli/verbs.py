@@ -25,6 +25,7 @@ from metastep.cli.options import (
 )
 from metastep.cli.predictions import score, write_predictions
 from metastep.cli.progress import Fanout, TensorBoardObserver, error_console, watching
+from metastep.cli.together import taking_part
 from metastep.datasets.paths import cache_root
 from metastep.rates import default_meta_lr
 from metastep.report import tables, write_report
@@ -42,6 +43,7 @@ from metastep.train import (
 from metastep.train import resume as resume_run
 from metastep.train import train as train_run
 from metastep.train.config import with_preset
+from metastep.train.crew import Crew, join
 from metastep.train.problem import SYNTHETIC, load_files
 
 Options = TypeVar("Options")
@@ -89,11 +91,14 @@ def rates(arguments: list[str]) -> None:
 def train(arguments: list[str]) -> None:
     """`metastep train TASKS --out RUN`."""
     options = parse(TrainOptions, "train", arguments)
-    folder = RunFolder(options.out)
-    if options.resume:
-        result = _resume(options, folder)
-    else:
-        result = _start(options, folder, f"metastep train {shlex.join(arguments)}")
+    crew, folder = join(options), RunFolder(options.out)
+    with taking_part(crew):
+        if options.resume:
+            result = _resume(options, folder, crew)
+        else:
+            result = _start(options, folder, crew, f"metastep train {shlex.join(arguments)}")
+    if not crew.leads:
+        return
     record = to_plain(result) | {"report": str(write_report(folder.path))}
     _show(record, tables.info_table(record), as_json=options.json)
 
@@ -103,7 +108,7 @@ def _library_config(options: TrainOptions) -> TrainConfig:
     return TrainConfig(**{name: getattr(options, name) for name in names})
 
 
-def _start(options: TrainOptions, folder: RunFolder, command: str):
+def _start(options: TrainOptions, folder: RunFolder, crew: Crew, command: str):
     console = error_console()
     config = with_preset(_library_config(options))
     if not config.tasks:
@@ -120,7 +125,11 @@ def _start(options: TrainOptions, folder: RunFolder, command: str):
                 f"alpha {record['alpha_chosen']:.4g} ({record['alpha_reason']})\n"
                 f"meta rate {record['meta_lr']:.4g} ({record['meta_lr_reason']})"
             )
+            if "memory_reason" in record:
+                console.print(f"memory: {record['memory_reason']}")
 
+    if not crew.leads:
+        return train_run(config, folder, crew=crew)
     with watching(console) as observer:
         return _diverging_report(
             folder,
@@ -131,15 +140,20 @@ def _start(options: TrainOptions, folder: RunFolder, command: str):
                 overwrite=options.overwrite,
                 command=command,
                 announce=announce,
+                crew=crew,
             ),
         )
 
 
-def _resume(options: TrainOptions, folder: RunFolder):
+def _resume(options: TrainOptions, folder: RunFolder, crew: Crew):
+    if not crew.leads:
+        return resume_run(folder, iterations=options.iterations, crew=crew)
     config, _, _ = folder.read_config()
     with watching(error_console()) as observer:
         watched = _with_tensorboard(observer, config, folder)
-        return _diverging_report(folder, lambda: resume_run(folder, watched, options.iterations))
+        return _diverging_report(
+            folder, lambda: resume_run(folder, watched, options.iterations, crew)
+        )
 
 
 def _with_tensorboard(observer: Any, config: TrainConfig, folder: RunFolder) -> Any:

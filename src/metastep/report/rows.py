@@ -36,6 +36,7 @@ def rates_rows(record: dict[str, Any]) -> list[Row]:
         _rate(record, "meta_lr", "meta rate used", note="meta_lr_reason"),
         _word(record, "schedule", "course of the meta rate"),
         _word(record, "optimizer", "outer optimiser"),
+        _word(record, "derivative", "derivative of inner steps", note="memory_reason"),
         _rate(record, "beta_max", "largest stable β, for SGD", note="beta_max_reason"),
         _gain(record, "predicted_gain", "predicted gain of one step"),
         _gain(

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from metastep._errors import DataError
@@ -20,9 +21,14 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2):
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            max_to_keep=keep,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,
+            create=False,
+            multiprocessing_options=_one_writer(),
         )
         self.folder = folder.absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def latest(self) -> int | None:
@@ -33,7 +39,7 @@ class Checkpoints:
         """Write a state; returns when it is safe on disk. An iteration is written once."""
         if iteration in self._manager.all_steps():
             return
-        leaves = [jax.numpy.atleast_1d(leaf) for leaf in jax.tree.leaves(state)]
+        leaves = _stored(state)
         self._manager.save(iteration, args=ocp.args.StandardSave(leaves))
 
     def restore(self, like: Tree, iteration: int | None = None) -> Tree:
@@ -42,7 +48,7 @@ class Checkpoints:
         if found is None:
             raise DataError(f"{self.folder} holds no checkpoint; train first, or without --resume")
         leaves, structure = jax.tree.flatten(like)
-        wanted = [jax.numpy.atleast_1d(leaf) for leaf in leaves]
+        wanted = _stored(like)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
         try:
             stored: Any = self._manager.restore(found, args=ocp.args.StandardRestore(abstract))
@@ -59,3 +65,35 @@ class Checkpoints:
     def close(self) -> None:
         """Release the folder."""
         self._manager.close()
+
+
+class Elsewhere(Checkpoints):
+    """The checkpoints of a run that another process writes and reads: here there are none."""
+
+    def __init__(self) -> None:
+        pass
+
+    def latest(self) -> int | None:
+        return None
+
+    def save(self, iteration: int, state: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _one_writer() -> ocp.options.MultiprocessingOptions:
+    """Of several processes the calling one writes, and does not wait for the others to do so too."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+    )
+
+
+def _stored(state: Any) -> list[Any]:
+    """The leaves as they are written: not on a device where there are processes that have others."""
+    leaves = [jax.numpy.atleast_1d(leaf) for leaf in jax.tree.leaves(state)]
+    return [np.asarray(leaf) for leaf in leaves] if jax.process_count() > 1 else leaves

@@ -12,7 +12,8 @@ from metastep._records import Estimate
 from metastep._types import Episode, Params, Rate
 from metastep.adapt import GradientAdapter
 from metastep.tasks import AbstractTaskFamily
-from metastep.train.learner import Learner, map_tasks, rate_at
+from metastep.train.devices import map_over_devices
+from metastep.train.learner import Learner, rate_at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +103,12 @@ def judge_steps(
     one_step = GradientAdapter(1, learner.adapter.trainable)
     losses, metrics = [], []
     for step in range(steps + 1):
+        if step:
+            params, _ = one_step(gradient, params, rate_at(alpha, step - 1))
         outputs = predict(learner, params, episode, transductive=transductive)
         losses.append(objective.output_loss(outputs, episode.query.y))
         metric = objective.metric(outputs, episode.query.y) if objective.metric else jnp.nan
         metrics.append(jnp.asarray(metric, outputs.dtype))
-        params, _ = one_step(gradient, params, rate_at(alpha, step))
     return jnp.stack(losses), jnp.stack(metrics)
 
 
@@ -116,11 +118,15 @@ def compile_judge(learner: Learner, steps: int, num_tasks: int, *, transductive:
     def judge(
         params: Params, alpha: Rate, family: AbstractTaskFamily, key: PRNGKeyArray
     ) -> tuple[Array, Array]:
-        def one(task_key: PRNGKeyArray) -> tuple[Array, Array]:
+        def one(
+            params: Params, alpha: Rate, family: AbstractTaskFamily, task_key: PRNGKeyArray
+        ) -> tuple[Array, Array]:
             episode = family.sample(task_key)
             return judge_steps(learner, params, alpha, episode, steps, transductive=transductive)
 
-        return map_tasks(one, jax.random.split(key, num_tasks), learner.tasks_at_once)
+        keys = jax.random.split(key, num_tasks)
+        shared = (params, alpha, family)
+        return map_over_devices(learner.mesh, one, shared, keys, learner.tasks_at_once)
 
     return jax.jit(judge)
 

@@ -56,6 +56,11 @@ class RunFolder:
         """The newest training states; each also holds what validated best until then."""
         return self.path / "checkpoints"
 
+    def newest_checkpoint(self) -> int | None:
+        """The iteration of the newest checkpoint, without opening any."""
+        names = [path.name for path in self.checkpoints.glob("*")]
+        return max((int(name) for name in names if name.isdigit()), default=None)
+
     def check_exists(self) -> None:
         """Raise unless this is the folder of a run."""
         if not self.config.is_file():
@@ -90,11 +95,7 @@ class RunFolder:
         self.check_exists()
         try:
             record = read_json(self.config)
-            options = dict(record["train"])
-            for name in ("hidden", "target_columns", "feature_columns"):
-                options[name] = tuple(options[name])
-            options["data"] = Path(options["data"]) if options["data"] else None
-            return TrainConfig(**options), record["tasks"], record["scaling"]
+            return read_options(record), record["tasks"], record["scaling"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise DataError(
                 f"{self.config} cannot be read ({error}); it was written by another version or damaged"
@@ -139,3 +140,12 @@ class RunFolder:
             raise InputError(
                 f"--out {self.path} is not empty and not the folder of a run; choose another folder"
             )
+
+
+def read_options(record: dict[str, Any]) -> TrainConfig:
+    """The options in a record of `config.json`."""
+    options = dict(record["train"])
+    for name in ("hidden", "target_columns", "feature_columns"):
+        options[name] = tuple(options[name])
+    options["data"] = Path(options["data"]) if options["data"] else None
+    return TrainConfig(**options)

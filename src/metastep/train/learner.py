@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
 from metastep._types import Episode, MetaParams, Params, PerStep, Rate
@@ -31,6 +32,7 @@ class Learner:
     tasks_at_once : tasks computed side by side; None for all
     schedule : course of the meta rate over the run, a name in `rates.SCHEDULES`
     back_offs : how often a run that leaves the finite numbers goes back and on with a lower rate
+    mesh : devices that the tasks of a meta-step are dealt out to; None for one
     """
 
     model: Model
@@ -43,6 +45,7 @@ class Learner:
     tasks_at_once: int | None = None
     schedule: str = "constant"
     back_offs: int = 10
+    mesh: Mesh | None = None
 
     def adapt(self, params: Params, alpha: Rate, episode: Episode) -> Params:
         """The parameters after the inner loop on the support set."""

@@ -16,6 +16,8 @@ from jaxtyping import PRNGKeyArray
 from metastep._errors import DivergenceError
 from metastep.tasks import TaskSplits
 from metastep.train.checkpoint import Checkpoints
+from metastep.train.crew import ALONE, Crew
+from metastep.train.devices import local, replicate
 from metastep.train.evaluate import compile_judge
 from metastep.train.guard import incident_rows
 from metastep.train.learner import Learner, mean_alpha, rates_in_force
@@ -139,6 +141,7 @@ def run_loop(
     checkpoints: Checkpoints,
     observer: Observer,
     watch: EdgeWatch | None = None,
+    crew: Crew = ALONE,
 ) -> Outcome:
     """Train from `state` to the end of the schedule, a stop request or divergence.
 
@@ -147,7 +150,8 @@ def run_loop(
     DivergenceError
         When a meta-step leaves the finite numbers; the last checkpoint is from before that.
     """
-    advance = compile_advance(learner)
+    advance, mesh = compile_advance(learner), learner.mesh
+    train_tasks, training_key = replicate(mesh, (splits.train, keys["training"]))
     validate = validator(learner, splits, keys["validation"], schedule.eval_tasks)
     pace, saved_at, started = Pace(), time.monotonic(), time.monotonic()
     iteration = int(state.iteration)
@@ -158,11 +162,18 @@ def run_loop(
     observer.start(iteration, schedule.iterations)
     checkpoints.save(iteration, state)  # whatever comes, there is something to go on from
     with stop_requests() as stop_requested:
-        while iteration < schedule.iterations and not stop_requested():
-            until = min(schedule.next_stop(iteration), iteration + pace.dispatch_size())
+        while iteration < schedule.iterations:
+            save_due = time.monotonic() - saved_at > schedule.checkpoint_seconds
+            stop, steps, save = crew.agree(stop_requested(), pace.dispatch_size(), save_due)
+            if stop:
+                break
+            if save:
+                checkpoints.save(iteration, local(mesh, state))
+                saved_at = time.monotonic()
+            until = min(schedule.next_stop(iteration), iteration + steps)
             began = time.monotonic()
             state = jax.block_until_ready(
-                advance(splits.train, keys["training"], state, jnp.asarray(until))
+                advance(train_tasks, training_key, *replicate(mesh, (state, jnp.asarray(until))))
             )
             pace.add(until - iteration, time.monotonic() - began)
             check_health(learner, state)
@@ -180,11 +191,9 @@ def run_loop(
                 observer.row({"iteration": iteration, "validation": validation})
                 state = with_validation(state, score(validation))
                 if watch is not None:
-                    state, edge = watch(state)
+                    state, edge = watch(local(mesh, state))
                     observer.row({"iteration": iteration, "edge": edge})
-            if time.monotonic() - saved_at > schedule.checkpoint_seconds:
-                checkpoints.save(iteration, state)
-                saved_at = time.monotonic()
+    state = local(mesh, state)
     checkpoints.save(iteration, state)
     status = "finished" if iteration >= schedule.iterations else "interrupted"
     return Outcome(status, state, pace.per_second)
@@ -203,7 +212,7 @@ def figures(learner: Learner, state: TrainState, pace: Pace) -> dict[str, float]
         "loss": float(window.loss) / count,
         "loss_before": float(window.loss_before) / count,
         "accuracy": float(window.metric) / count if learner.objective.metric else math.nan,
-        "alpha": float(window.alpha) / count,
+        "alpha": float(mean_alpha(learner, state.meta, state.rate_state)),
         "meta_lr": current_meta_lr(state) or math.nan,
         "grad_norm": float(window.gradient_norm) / count,
         "steps_per_second": round(pace.per_second, 3),
@@ -223,12 +232,12 @@ def spread_of_alpha(learner: Learner, state: TrainState) -> dict[str, float]:
 def validator(learner: Learner, splits: TaskSplits, key: PRNGKeyArray, num_tasks: int):
     """state -> mean validation figures, always on the same tasks."""
     judge = compile_judge(learner, learner.adapter.steps, num_tasks)
+    tasks, key = replicate(learner.mesh, (splits.validation, key))
 
     def validate(state: TrainState) -> dict[str, float]:
         alpha = learner.rate.alpha(state.meta, state.rate_state)
-        losses, metrics = (
-            np.asarray(values) for values in judge(state.meta.params, alpha, splits.validation, key)
-        )
+        judged = judge(*replicate(learner.mesh, (state.meta.params, alpha)), tasks, key)
+        losses, metrics = (np.asarray(values) for values in judged)
         result = {"loss": float(losses[:, -1].mean()), "loss_before": float(losses[:, 0].mean())}
         if learner.objective.metric is not None:
             result["accuracy"] = float(metrics[:, -1].mean())

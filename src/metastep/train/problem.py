@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ import numpy as np
 from metastep import datasets
 from metastep._errors import DataError, InputError
 from metastep.adapt import GradientAdapter
-from metastep.metagrad import algorithm
+from metastep.metagrad import AbstractMetaGradient, Exact, algorithm
 from metastep.models import Model, Objective, conv4, linear, mlp
 from metastep.tasks import (
     AbstractTaskFamily,
@@ -229,6 +230,23 @@ def build_inner_loop(
     return Objective.of(model.apply, description["kind"]), algorithm(config.algorithm).adapter(
         model, steps
     )
+
+
+def build_meta_gradient(config: ProblemConfig) -> AbstractMetaGradient:
+    """The meta-gradient of the chosen algorithm, with the chosen derivative where it has one."""
+    rule = algorithm(config.algorithm).meta_gradient()
+    if not isinstance(rule, Exact) or config.derivative == "auto":
+        return rule
+    return Exact(config.derivative)
+
+
+def fingerprint(config: ProblemConfig, task_set: TaskSet) -> str:
+    """What two processes must have in common to train together: options, and the examples bit by bit."""
+    options = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("data", "tasks")}
+    digest = zlib.crc32(repr((sorted(options.items()), task_set.description)).encode())
+    for leaf in jax.tree.leaves(task_set.splits):
+        digest = zlib.crc32(np.asarray(leaf).tobytes(), digest)
+    return f"{digest:08x}"
 
 
 def split_keys(seed: int) -> dict[str, jax.Array]:

@@ -8,12 +8,11 @@ from typing import Any
 
 from metastep._errors import DataError, DivergenceError
 from metastep._records import read_json, read_jsonl, to_plain, write_json
-from metastep.metagrad import algorithm
 from metastep.rates import (
     make_optimizer,
     make_rate,
 )
-from metastep.train.checkpoint import Checkpoints
+from metastep.train.checkpoint import Checkpoints, Elsewhere
 from metastep.train.choose import choose_rates
 from metastep.train.config import (
     TrainConfig,
@@ -21,14 +20,18 @@ from metastep.train.config import (
     fill_defaults,
     with_preset,
 )
+from metastep.train.crew import ALONE, Crew
 from metastep.train.examples import example_tasks
-from metastep.train.folder import RunFolder
+from metastep.train.folder import RunFolder, read_options
 from metastep.train.learner import Learner, side_by_side
 from metastep.train.loop import Observer, Schedule, run_loop, score
+from metastep.train.memory import keep_within_limit
 from metastep.train.problem import (
     TaskSet,
     build_inner_loop,
+    build_meta_gradient,
     build_model,
+    fingerprint,
     load_tasks,
     model_name,
     split_keys,
@@ -47,7 +50,7 @@ def build_learner(
         model=model,
         objective=objective,
         adapter=adapter,
-        meta_gradient=algorithm(config.algorithm).meta_gradient(),
+        meta_gradient=build_meta_gradient(config),
         rate=make_rate(config.rate, alpha, adapter.restrict),
         optimizer=make_optimizer(config.optimizer, meta_lr),
         tasks_per_step=config.tasks_per_step or 1,
@@ -80,6 +83,7 @@ def train(
     overwrite: bool = False,
     command: str = "",
     announce: Callable[[str, dict[str, Any]], None] = lambda stage, record: None,
+    crew: Crew = ALONE,
 ) -> TrainResult:
     """Meta-train into a new folder.
 
@@ -91,60 +95,100 @@ def train(
     overwrite : replace a run that is there
     command : recorded for the report
     announce : called with "tasks" and "rates" and their records before training starts
+    crew : the processes and devices of the run, from `join`; the folder is that of process 0
 
     Raises
     ------
     UserError
         For options, data and folders that cannot be used, and when training diverges.
+    ProcessLostError
+        When another process of the run is gone.
     """
+    with crew.watched(folder.newest_checkpoint):
+        return _train(config, folder, observer, overwrite, command, announce, crew)
+
+
+def _train(
+    config: TrainConfig,
+    folder: RunFolder,
+    observer: Observer | None,
+    overwrite: bool,
+    command: str,
+    announce: Callable[[str, dict[str, Any]], None],
+    crew: Crew,
+) -> TrainResult:
     config = with_preset(config)
     check_config(config)
-    folder.check_free(resume=False, overwrite=overwrite)
-    task_set = load_tasks(config)
+    crew.from_leader(lambda: folder.check_free(resume=False, overwrite=overwrite))
+    task_set = crew.together(lambda: load_tasks(config))
+    crew.check_same("tasks and options", lambda: fingerprint(config, task_set))
     description = task_set.description
     config = fill_defaults(config, description, model_name(config, description))
     check_config(config)
     build_model(config, description)  # complains before anything is written
+    mesh = crew.mesh(config.tasks_per_step or 1)
     announce("tasks", description)
-    rates = choose_rates(config, task_set)
+    config, within = keep_within_limit(config, task_set, build_learner, mesh, crew)
+    rates = crew.from_leader(lambda: to_plain(choose_rates(config, task_set) | within))
     announce("rates", rates)
-    if overwrite and folder.config.exists():
-        shutil.rmtree(folder.path)
-    scaling = task_set.scaling.record() if task_set.scaling else None
-    folder.write_config(config, description, scaling, command)
-    write_json(folder.rates, rates)
-    return _go(config, folder, task_set, rates, observer, None)
+
+    def begin() -> None:
+        if overwrite and folder.config.exists():
+            shutil.rmtree(folder.path)
+        scaling = task_set.scaling.record() if task_set.scaling else None
+        folder.write_config(config, description, scaling, command)
+        write_json(folder.rates, rates)
+
+    crew.from_leader(begin)
+    return _go(config, folder, task_set, rates, observer, crew)
 
 
 def resume(
     folder: RunFolder,
     observer: Observer | None = None,
     iterations: int | None = None,
+    crew: Crew = ALONE,
 ) -> TrainResult:
     """Go on with an interrupted run, to the same bits as if it had not been interrupted.
+
+    On another number of devices or processes the sums over tasks are taken in another order, and the results are
+    the same but for rounding.
 
     Parameters
     ----------
     folder : of the run; its options are used
     observer : told of progress and metrics
     iterations : a new total, to train for longer than was planned
+    crew : the processes and devices to go on with; only process 0 needs the folder
     """
-    folder.check_free(resume=True, overwrite=False)
-    config, description, _ = folder.read_config()
-    if iterations is not None:
-        config = dataclasses.replace(config, iterations=iterations)
-        check_config(config)
+    with crew.watched(folder.newest_checkpoint):
+        return _resume(folder, observer, iterations, crew)
+
+
+def _resume(
+    folder: RunFolder, observer: Observer | None, iterations: int | None, crew: Crew
+) -> TrainResult:
+    def begin() -> dict[str, Any]:
+        folder.check_free(resume=True, overwrite=False)
+        folder.read_config()  # complains about what cannot be read
         record = read_json(folder.config)
-        record["train"]["iterations"] = iterations
-        write_json(folder.config, record)
-    task_set = load_tasks(config)
+        if iterations is not None:
+            record["train"]["iterations"] = iterations
+            check_config(read_options(record))
+            write_json(folder.config, record)
+        return {"config": record, "rates": read_json(folder.rates)}
+
+    kept = crew.from_leader(begin)
+    config, description = read_options(kept["config"]), kept["config"]["tasks"]
+    task_set = crew.together(lambda: load_tasks(config))
+    crew.check_same("tasks", lambda: fingerprint(config, task_set))
     if task_set.description != description:
         changed = [k for k, v in description.items() if task_set.description.get(k) != v]
         raise DataError(
             f"the tasks are not those {folder.path} was trained on ({', '.join(changed)} changed); restore "
             f"the data, or train anew"
         )
-    return _go(config, folder, task_set, read_json(folder.rates), observer, folder.checkpoints)
+    return _go(config, folder, task_set, kept["rates"], observer, crew, resumes=True)
 
 
 def _go(
@@ -153,20 +197,24 @@ def _go(
     task_set: TaskSet,
     rates: dict[str, Any],
     observer: Observer | None,
-    resume_from: Any,
+    crew: Crew,
+    *,
+    resumes: bool = False,
 ) -> TrainResult:
     keys = split_keys(config.seed)
     alpha, meta_lr = float(rates["alpha_chosen"]), float(rates["meta_lr"])
     learner = build_learner(config, task_set.description, alpha, meta_lr)
+    learner = dataclasses.replace(learner, mesh=crew.mesh(learner.tasks_per_step))
     state = initial_state(learner, keys["parameters"], config.iterations or 0)
-    checkpoints = Checkpoints(folder.checkpoints)
+    checkpoints = Checkpoints(folder.checkpoints) if crew.leads else Elsewhere()
     started = time.monotonic()
     try:
-        if resume_from is not None and checkpoints.latest() is not None:
+        if resumes and checkpoints.latest() is not None:
             horizon = state.horizon
             state = dataclasses.replace(checkpoints.restore(state), horizon=horizon)
-        folder.keep_metrics_until(int(state.iteration))
-        recorder = Recorder(folder, observer)
+        state = crew.same(state)
+        recorder = Recorder(folder if crew.leads else None, observer)
+        recorder.keep_until(int(state.iteration))
         schedule = Schedule(
             iterations=config.iterations or 0,
             log_every=config.log_every or 1,
@@ -183,25 +231,18 @@ def _go(
             checkpoints,
             recorder,
             edge_watch(config, learner, task_set.splits.train, keys["rates"]),
+            crew,
         )
     except DivergenceError as error:
         kept = checkpoints.latest()
         message = f"{error}. Last good checkpoint: iteration {kept}."
-        write_json(
-            folder.status, {"status": "diverged", "iterations": kept or 0, "message": message}
-        )
+        if crew.leads:
+            write_json(
+                folder.status, {"status": "diverged", "iterations": kept or 0, "message": message}
+            )
         raise DivergenceError(message) from error
     finally:
         checkpoints.close()
-    examples = example_tasks(
-        learner,
-        outcome.state.meta.params,
-        learner.rate.alpha(outcome.state.meta, outcome.state.rate_state),
-        task_set.splits.test,
-        keys["examples"],
-    )
-    if examples:
-        folder.write_arrays(folder.examples, examples)
     result = TrainResult(
         run=str(folder.path),
         status=outcome.status,
@@ -212,17 +253,33 @@ def _go(
         seconds=round(time.monotonic() - started, 3),
         validation=recorder.last_validation,
     )
+    if not crew.leads:
+        return result
+    examples = example_tasks(
+        learner,
+        outcome.state.meta.params,
+        learner.rate.alpha(outcome.state.meta, outcome.state.rate_state),
+        task_set.splits.test,
+        keys["examples"],
+    )
+    if examples:
+        folder.write_arrays(folder.examples, examples)
     best_row = _best_row(folder)
     write_json(folder.status, to_plain(result) | {"best": best_row})
     return result
 
 
 class Recorder:
-    """Writes metrics to the run folder and passes everything on to whoever watches."""
+    """Writes metrics to the run folder, if it is this process's, and passes everything on to whoever watches."""
 
-    def __init__(self, folder: RunFolder, observer: Observer | None):
+    def __init__(self, folder: RunFolder | None, observer: Observer | None):
         self.folder, self.observer = folder, observer
         self.last_validation: dict[str, float] | None = None
+
+    def keep_until(self, iteration: int) -> None:
+        """Drop the rows that are about to be written again."""
+        if self.folder:
+            self.folder.keep_metrics_until(iteration)
 
     def start(self, iteration: int, total: int) -> None:
         if self.observer:
@@ -234,7 +291,8 @@ class Recorder:
 
     def row(self, row: dict[str, Any]) -> None:
         self.last_validation = row.get("validation", self.last_validation)
-        self.folder.add_row(row)
+        if self.folder:
+            self.folder.add_row(row)
         if self.observer:
             self.observer.row(row)
 
