@@ -2,6 +2,7 @@
 
     python benchmarks/memory.py                     sizes only: programs are compiled, not run
     python benchmarks/memory.py --time 1 5          also times those numbers of inner steps
+    python benchmarks/memory.py --draw              draws the figure again
 
 Conv4 with 32 filters and max-pooling on 84x84x3 images, 5-way 1-shot, 15 queries of each class: the network of
 mini-ImageNet in the literature. Writes benchmarks/results/memory.json and docs/figures/memory.png.
@@ -86,13 +87,12 @@ def draw(rows: list[dict], path: Path) -> None:
     from metastep.report import style
     from metastep.report.lines import Series, line_figure
 
-    del style
     series = []
     for width, line in zip(
         sorted({row["tasks_at_once"] for row in rows}), ("-", "--"), strict=False
     ):
         for derivative, color, marker in zip(
-            DERIVATIVES, ("#D55E00", "#0072B2", "#009E73"), ("o", "s", "^"), strict=True
+            DERIVATIVES, (style.VERMILLION, style.BLUE, style.GREEN), ("o", "s", "^"), strict=True
         ):
             mine = [r for r in rows if (r["derivative"], r["tasks_at_once"]) == (derivative, width)]
             label = f"{derivative}, {width} task{'s' * (width > 1)} at once"
@@ -102,7 +102,7 @@ def draw(rows: list[dict], path: Path) -> None:
             )
     figure = line_figure(series, "inner steps", "temporary memory (GB)", log_x=True, log_y=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    path.write_bytes(style.render(figure, "png"))
 
 
 def main() -> None:
@@ -111,7 +111,11 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[1, TASKS])
     parser.add_argument("--time", type=int, nargs="*", default=[], help="inner steps to time too")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "memory.json")
+    parser.add_argument("--draw", action="store_true", help="draw what was measured before")
     options = parser.parse_args()
+    if options.draw:
+        draw(json.loads(options.out.read_text())["rows"], ROOT / "docs" / "figures" / "memory.png")
+        return
     family, rows = make_family(), []
     for width in options.widths:
         for steps in options.steps:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def advanced(learner, family, state, *stops):
     run, key = compile_advance(learner), jax.random.key(5)
     for until in stops:
         state = run(*replicate(learner.mesh, (family, key, state, jnp.asarray(until))))
-    return state, run._cache_size()
+    return state, run
 
 
 def on(devices, learner):
@@ -74,8 +75,10 @@ def compare_images():
     learner, family = anil_on_images()
     start = initial_state(learner, jax.random.key(1))
     expected, _ = advanced(learner, family, start, 1, 3)
-    found, programs = advanced(on(8, learner), family, start, 1, 3)
-    return {"anil on images": report(found, expected, start, programs)}
+    spread = on(8, learner)
+    found, run = advanced(spread, family, start, 1, 3)
+    talk = {"collectives": collectives(spread, family, run, found)}
+    return {"anil on images": report(found, expected, start, run) | talk}
 
 
 def compare_sinusoids(folder):
@@ -84,25 +87,33 @@ def compare_sinusoids(folder):
     learner, family = sinusoid(rate, tasks_at_once=1)
     start = initial_state(learner, jax.random.key(1))
     expected, _ = advanced(learner, family, start, 1, 3)
-    found, programs = advanced(on(8, learner), family, start, 1, 3)
-    results = {"online rate": report(found, expected, start, programs)}
+    found, run = advanced(on(8, learner), family, start, 1, 3)
+    results = {"online rate": report(found, expected, start, run)}
     checkpoints = Checkpoints(folder)
     checkpoints.save(3, local(on(8, learner).mesh, found))
     kept = checkpoints.restore(start)
     checkpoints.close()
     further, _ = advanced(learner, family, expected, 5)
     for devices in (2, 1):
-        resumed, programs = advanced(on(devices, learner), family, kept, 5)
-        results[f"resumed on {devices}"] = report(resumed, further, kept, programs)
+        resumed, run = advanced(on(devices, learner), family, kept, 5)
+        results[f"resumed on {devices}"] = report(resumed, further, kept, run)
     return results
 
 
-def report(found, expected, start, programs):
+def collectives(learner, family, run, state):
+    """How often devices talk in a meta-step: names of collectives in the compiled program, and their number."""
+    arguments = replicate(learner.mesh, (family, jax.random.key(5), state, jnp.asarray(3)))
+    text = run.lower(*arguments).compile().as_text()
+    names = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+    return {name: len(re.findall(rf" {name}(?:-start)?\(", text)) for name in names}
+
+
+def report(found, expected, start, run):
     """How far off the devices are, beside how far training went."""
     return {
         "error": furthest(jax.device_get(found), expected),
         "moved": furthest(start.meta.params, expected.meta.params),
-        "programs": programs,
+        "programs": run._cache_size(),
         "devices": len(jax.tree.leaves(found)[0].sharding.device_set),
     }
 

@@ -45,6 +45,14 @@ def test_eight_devices_equal_one(on_eight, case):
     )  # the second dispatch, and another number of steps, compile nothing
 
 
+def test_devices_talk_as_little_as_they_can(on_eight):
+    # One sum of all gradients, and the outcomes; in particular, drawing the tasks takes no exchange.
+    talk = on_eight["anil on images"]["collectives"]
+    assert talk.pop("all-reduce") == 1
+    assert 1 <= talk.pop("all-gather") <= 3
+    assert not any(talk.values())
+
+
 def test_evaluation_on_tasks_that_do_not_come_out_even(on_eight):
     assert on_eight["evaluation"]["error"] < TOLERANCE
 

@@ -4,11 +4,14 @@ from metastep.train.certificate import Certificate, certify_run
 from metastep.train.checkpoint import Checkpoints
 from metastep.train.choose import choose_meta_lr, choose_rates, measure_rates
 from metastep.train.config import PRESETS, ProblemConfig, TaskConfig, TrainConfig
+from metastep.train.crew import Crew, CrewConfig, join
+from metastep.train.devices import make_mesh
 from metastep.train.edges import measure_edges, predict_limits
 from metastep.train.evaluate import Evaluation, evaluate, predict
 from metastep.train.folder import RunFolder
 from metastep.train.learner import Learner, side_by_side
 from metastep.train.loop import Observer, Outcome, Schedule, run_loop
+from metastep.train.memory import Fit, Footprint, fit, footprint
 from metastep.train.problem import TaskSet, build_inner_loop, build_model, load_tasks
 from metastep.train.rate_map import map_of_problem, rate_map, train_plane
 from metastep.train.run import (
@@ -27,7 +30,11 @@ __all__ = [
     "PRESETS",
     "Certificate",
     "Checkpoints",
+    "Crew",
+    "CrewConfig",
     "Evaluation",
+    "Fit",
+    "Footprint",
     "GradientNorm",
     "Learner",
     "Observer",
@@ -52,10 +59,14 @@ __all__ = [
     "choose_rates",
     "evaluate",
     "evaluate_run",
+    "fit",
+    "footprint",
     "gradient_norm",
     "initial_state",
+    "join",
     "load_run",
     "load_tasks",
+    "make_mesh",
     "map_of_problem",
     "measure_edges",
     "measure_rates",
