@@ -98,7 +98,8 @@ def sweep(
     learner = dataclasses.replace(
         learner, back_offs=0
     )  # a cell is judged at its own rates, or not at all
-    states = _stack([_start(learner, cell, keys[cell[2]][0], milestones[-1]) for cell in cells])
+    starts = {seed: initial_state(learner, key[0], milestones[-1]) for seed, key in keys.items()}
+    states = _stack([_at_rates(starts[seed], alpha, meta_lr) for alpha, meta_lr, seed in cells])
     training_keys = jnp.stack([keys[seed][1] for _, _, seed in cells])
     test_keys = jnp.stack([keys[seed][2] for _, _, seed in cells])
     width = cells_at_once or (1 if learner.tasks_at_once == 1 else len(cells))
@@ -139,12 +140,8 @@ def _check(alphas, meta_lrs, seeds, milestones) -> None:
     check_count("milestones", milestones[0])
 
 
-def _start(
-    learner: Learner, cell: tuple[float, float, int], key: PRNGKeyArray, horizon: int
-) -> TrainState:
-    """The first state of one training, with its own rates in it."""
-    alpha, meta_lr, _ = cell
-    state = initial_state(learner, key, horizon)
+def _at_rates(state: TrainState, alpha: float, meta_lr: float) -> TrainState:
+    """The first state of one training: that of its seed, with its own rates in it."""
     state = dataclasses.replace(state, meta_lr=jnp.asarray(meta_lr, state.meta_lr.dtype))
     if math.isnan(alpha):
         return state
