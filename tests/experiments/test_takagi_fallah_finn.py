@@ -32,8 +32,10 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "fallah-fosp": {"steps": 100, "floor_steps": 100, "repeats": 2, "alphas": 3},
     "fallah-surrogate": {"supports": (1, 2, 8), "draws": 500, "pairs": 50, "steps": 600, "samples": 10},
-    "anil-omniglot": {"iterations": 3, "test_tasks": 4, "evaluations": 1},
-    "takagi-omniglot": {"iterations": 2, "alphas": (0.9, 9.0), "betas": (0.9, 90.0)},
+    "anil-omniglot": {"iterations": 3, "test_tasks": 4, "evaluations": 1, "hidden": (8,)},
+    "takagi-omniglot": {
+        "iterations": 2, "alphas": (0.9, 9.0), "betas": (0.9, 90.0), "edge_tasks": 0, "hidden": (8,),
+    },
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from metastep.adapt import GradientAdapter
 from metastep.experiments.core import Claim, Experiment, Report
 from metastep.experiments.rate_map import MapConfig, map_claims, map_records
 from metastep.metagrad import Exact
-from metastep.models import Objective, conv4
+from metastep.models import Objective, conv4, mlp
 from metastep.rates import FixedRate, make_optimizer
 from metastep.report.rate_map import map_figure
 from metastep.train import Learner, ProblemConfig, load_tasks, side_by_side
@@ -29,6 +29,8 @@ class Config(MapConfig):
     queries: int = 15
     steps: int = 2
     filters: int = 64
+    hidden: tuple[int, ...] = ()  # of a dense network in place of conv4: quick to compile
+    trains_below: float = 0.8  # of the loss of guessing
     data: str | None = None
 
 
@@ -43,7 +45,11 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
             queries=config.queries,
         )
     )
-    model = conv4(tasks.splits.train.input_shape, config.ways, config.filters)
+    shape = tasks.splits.train.input_shape
+    if config.hidden:
+        model = mlp(shape, config.ways, config.hidden)
+    else:
+        model = conv4(shape, config.ways, config.filters)
     learner = Learner(
         model=model,
         objective=Objective.of(model.apply, "classification"),
@@ -54,7 +60,7 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
         tasks_per_step=config.tasks_per_step,
         tasks_at_once=side_by_side(model),
     )
-    highest = 0.8 * math.log(config.ways)  # of the loss of guessing
+    highest = config.trains_below * math.log(config.ways)
     return map_records(learner, tasks.splits, config, highest, seed, report)
 
 
@@ -75,16 +81,17 @@ EXPERIMENT = Experiment(
     title="Training error of Omniglot over the (alpha, beta) plane, with predicted limits",
     paper="takagi",
     quick=Config(
-        alphas=(0.09, 0.9, 9.0),
-        betas=(0.9, 9.0, 90.0),
-        iterations=6,
-        tasks_per_step=2,
-        edge_tasks=0,  # its third derivatives take a minute to compile
-        lanczos=6,
+        alphas=log_grid(0.05, 3.0, 5),
+        betas=log_grid(0.03, 10.0, 5),
+        iterations=120,
+        tasks_per_step=4,
+        edge_tasks=8,
+        lanczos=10,
         warm_up=0,
-        steps=1,
+        steps=2,
         queries=3,
-        filters=8,
+        hidden=(16,),
+        trains_below=0.9,  # a short training of a small network gets no further
     ),
     paper_scale=Config(
         alphas=log_grid(1e-3, 9.0, 9),
