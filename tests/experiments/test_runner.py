@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -97,6 +98,20 @@ def test_everything_is_written_and_listed(tmp_path):
 def test_scale_chooses_the_configuration(tmp_path):
     runner.run_experiment(TOY, tmp_path, scale="paper")
     assert len(read_json(tmp_path / "toy" / "records.json")["curve"]["x"]) == 40
+
+
+@pytest.mark.parametrize(("scale", "little"), [("quick", True), ("paper", False)])
+def test_quick_runs_compile_with_little_optimisation(tmp_path, scale, little):
+    seen = []
+
+    def run(config, seed, report):
+        seen.append(jax.config.read("jax_disable_most_optimizations"))
+        raise FloatingPointError("leaves by an error")
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    runner.run_experiment(dataclasses.replace(TOY, run=run), tmp_path, scale=scale)
+    assert seen == [little or before]
+    assert jax.config.read("jax_disable_most_optimizations") == before
 
 
 @pytest.mark.parametrize(("float64", "dtype"), [(True, "float64"), (False, "float32")])
@@ -225,21 +240,54 @@ def test_the_list_says_what_the_experiments_say():
             assert getattr(summary, field.name) == getattr(experiment, field.name)
 
 
+def _result(name: str, verdict: str, **more):
+    claim = {"text": "a | b_c", "source": "Fig. 0", "verdict": verdict, "evidence": "x < 1"}
+    return {
+        "name": name, "title": "A toy", "scale": "quick", "cpu_seconds": 2.4, "peak_memory_mb": None,
+        "status": "finished", "files": [], "claims": [claim], **more,
+    }  # fmt: skip
+
+
+def _page(tmp_path, *results) -> str:
+    """The page made of results, each in a folder of its own."""
+    for index, result in enumerate(results):
+        write_json(tmp_path / str(index) / result["name"] / "result.json", result)
+    folders = [tmp_path / str(index) for index in range(len(results))]
+    return page.write(folders, tmp_path / "docs")[-1].read_text()
+
+
 def test_page_of_verdicts(tmp_path):
-    claim = {"text": "a | b_c", "source": "Fig. 0", "verdict": "holds", "evidence": "x < 1"}
-    common = {"title": "A toy", "scale": "quick", "cpu_seconds": 2.4, "peak_memory_mb": None}
-    for folder, name, verdict in (("old", "toy", "holds"), ("new", "toy", "does not hold")):
-        result = {**common, "name": name, "status": "finished", "files": [],
-                  "claims": [claim | {"verdict": verdict}]}  # fmt: skip
-        write_json(tmp_path / folder / name / "result.json", result)
-    missing = {**common, "name": "b", "status": "not run: no data", "files": [], "claims": []}
-    write_json(tmp_path / "old" / "b" / "result.json", missing)
-    written = page.write([tmp_path / "old", tmp_path / "new"], tmp_path / "docs")
-    text = written[-1].read_text()
-    assert "Claims: 1 does not hold." in text
-    assert "| [toy](#toy) | A toy |  |  | 1 |  | quick | 2 |  |" in text
+    missing = _result("b", "holds", status="not run: no data", claims=[])
+    text = _page(tmp_path, missing, _result("toy", "holds"), _result("toy", "does not hold"))
+    assert "Claims: 1 does not hold;" in text
+    assert "All of `quick` took 5 processor seconds." in text
+    assert "| [toy](#toy) | A toy |  |  | 1 |  | 2 |  |  |  |" in text
     assert r"| a \| b\_c (Fig. 0) | **does not hold** | x \< 1 |" in text
-    assert "## b\n\nA toy.\n\nNot run.\n" in text
+    assert "## b\n\nA toy; scale `quick`.\n\nNot run.\n" in text
+
+
+def test_page_shows_the_scale_of_the_paper_and_what_differs_from_it(tmp_path):
+    paper = {"scale": "paper", "cpu_seconds": 70.0, "peak_memory_mb": 900.0}
+    text = _page(
+        tmp_path, _result("toy", "holds", **paper), _result("toy", "not tested"),
+        _result("same", "holds"), _result("same", "holds", **paper),
+        _result("broken", "holds"), _result("broken", "holds", status="failed: x", claims=[], **paper),
+    )  # fmt: skip
+    assert "| [toy](#toy) | A toy | 1 |  |  |  | 2 |  | 70 | 900 |" in text
+    assert "## toy\n\nA toy; scale `paper`.\n" in text
+    assert text.count("Other verdicts at the scale `quick`:") == 1
+    assert "- a \\| b\\_c: **not tested**, x \\< 1\n" in text
+    assert "## broken\n\nA toy; scale `quick`.\n" in text
+
+
+def test_page_says_what_was_too_long_to_run(tmp_path, monkeypatch):
+    costly = experiments.Summary("toy", "A toy", "zou2022", cost="9 hours at 1 s per meta-step")
+    monkeypatch.setattr(page, "summaries", lambda: (costly,))
+    said = "The scale of the paper was not run: it takes 9 hours at 1 s per meta-step."
+    assert said in _page(tmp_path, _result("toy", "holds"))
+    assert said not in _page(
+        tmp_path, _result("toy", "holds"), _result("toy", "holds", scale="paper")
+    )
 
 
 def test_pictures_of_the_page_are_small(tmp_path):

@@ -58,6 +58,7 @@ class Summary:
     title: str
     paper: str
     needs: str = ""
+    cost: str = ""
 
 
 def names() -> tuple[str, ...]:
@@ -78,7 +79,7 @@ def load(name: str) -> Experiment:
 
 
 def summaries() -> tuple[Summary, ...]:
-    """Name, title, paper and needs of every experiment."""
+    """Name, title, paper, needs and cost of every experiment."""
     return tuple(_summary(module) for module in _MODULES)
 
 

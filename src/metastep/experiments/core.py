@@ -59,6 +59,7 @@ class Experiment:
     claims : records -> the paper's claims and their verdicts
     float64 : whether the run needs double precision
     needs : "omniglot" if the run reads it; the configuration then has a field `data`
+    cost : what the scale of the paper takes where that is hours, extrapolated from a measured part of it
     """
 
     name: str
@@ -71,6 +72,7 @@ class Experiment:
     claims: Callable[[Records], list[Claim]]
     float64: bool = True
     needs: Literal["", "omniglot"] = ""
+    cost: str = ""
 
 
 def verdict_of(holds: bool) -> Verdict:

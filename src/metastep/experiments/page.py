@@ -1,7 +1,8 @@
-"""The page of the documentation that says what holds, written from the results of a run.
+"""The page of the documentation that says what holds and what it costs, written from the results of runs.
 
-python -m metastep.experiments.page DIR... writes docs/reproduce.md and its figures; of an experiment that several
-folders hold, the last one counts.
+python -m metastep.experiments.page DIR... writes docs/reproduce.md and its figures. The folders are those of runs at
+the scale `quick` and at that of the papers: of an experiment that was run at both, the page shows the latter and
+names the verdicts that differ. Where several folders hold the same experiment at the same scale, the last one counts.
 """
 
 import io
@@ -12,7 +13,9 @@ from typing import Any
 from PIL import Image
 
 from metastep._records import write_bytes
+from metastep.experiments import summaries
 from metastep.experiments.core import VERDICTS
+from metastep.experiments.runner import FINISHED, SCALES
 from metastep.report.gallery import read_results, verdict_counts
 
 DOCS = Path("docs")
@@ -21,7 +24,7 @@ _WIDTH = 900  # pixels: what a column of text shows
 _COLOURS = 64  # lines and text need no more, and the files stay small
 
 _HEAD = """\
-<!-- Written by `python -m metastep.experiments.page DIR`; run the experiments again instead of editing this page. -->
+<!-- Written by `python -m metastep.experiments.page QUICK PAPER`; run experiments again instead of editing it. -->
 
 # Reproduce the papers
 
@@ -39,6 +42,9 @@ them on one self-contained page. The scale `quick` takes seconds each; `paper` t
 sizes. With `--json` the results come as one JSON object on stdout. The exit status is 1 if an
 experiment failed; one whose data are missing counts as not run.
 
+Processor seconds do not depend on what else a machine is doing; those of `quick` are mostly compilation, which
+it does with little optimisation.
+
 A verdict is computed from the numbers by a rule in the code of the experiment. **Holds** and **does not
 hold** speak of the claim as the paper makes it. **Holds with a condition** names the condition in the
 evidence. **Not tested** says that this scale cannot tell, and why. A claim that does not hold is a
@@ -46,52 +52,94 @@ finding; the [errata](errata.md) say where a formula is to blame.
 """
 
 
-def render(results: list[dict[str, Any]]) -> str:
+Run = dict[str, dict[str, Any]]
+"""The results of one experiment: scale -> record."""
+
+
+def render(runs: list[Run]) -> str:
     """The page as Markdown: one table of all experiments, then each with its figure and claims."""
-    rows = [_row(result) for result in results]
-    total = verdict_counts([claim for result in results for claim in result["claims"]])
+    total = verdict_counts([claim for run in runs for claim in _shown(run)["claims"]])
     counted = ", ".join(f"{count} {verdict}" for verdict, count in total.items() if count)
     verdicts = " | ".join(verdict.capitalize() for verdict in VERDICTS)
+    costs = " | ".join(f"{scale}: CPU s | MB" for scale in SCALES)
+    quick = sum(run["quick"]["cpu_seconds"] for run in runs if "quick" in run)
     head = (
-        f"## All experiments\n\nClaims: {counted}. Processor time and peak memory of the whole process come "
-        "from the run this page was made of, compilation included.\n\n"
-        f"| Experiment | Shows | {verdicts} | Scale | CPU s | MB |\n"
-        f"| --- | --- |{' --- |' * (len(VERDICTS) + 3)}\n"
+        f"## All experiments\n\nClaims: {counted}; of an experiment that was run at the scale of its paper, as "
+        "found there. Processor seconds and the peak memory of the whole process come from the runs this page "
+        f"was made of, compilation included. All of `quick` took {quick:.0f} processor seconds.\n\n"
+        f"| Experiment | Shows | {verdicts} | {costs} |\n"
+        f"| --- | --- |{' --- |' * (len(VERDICTS) + 2 * len(SCALES))}\n"
     )
-    return "\n".join([_HEAD, head + "\n".join(rows) + "\n", *map(_section, results)])
+    sections = [_section(run) for run in runs]
+    return "\n".join([_HEAD, head + "\n".join(map(_row, runs)) + "\n", *sections])
 
 
-def _row(result: dict[str, Any]) -> str:
-    counts = verdict_counts(result["claims"])
-    memory = result["peak_memory_mb"]
+def _shown(run: Run) -> dict[str, Any]:
+    """The result at the largest scale that finished, or at any."""
+    finished = [run[scale] for scale in SCALES if scale in run and run[scale]["status"] == FINISHED]
+    return finished[-1] if finished else next(iter(run.values()))
+
+
+def _row(run: Run) -> str:
+    shown = _shown(run)
     cells = [
-        f"[{result['name']}](#{result['name']})",
-        _cell(result["title"]),
-        *(str(count or "") for count in counts.values()),
-        result["scale"],
-        f"{result['cpu_seconds']:.0f}",
-        "" if memory is None else f"{memory:.0f}",
+        f"[{shown['name']}](#{shown['name']})",
+        _cell(shown["title"]),
+        *(str(count or "") for count in verdict_counts(shown["claims"]).values()),
     ]
+    for scale in SCALES:
+        result = run.get(scale, {"cpu_seconds": None, "peak_memory_mb": None})
+        costs = (result["cpu_seconds"], result["peak_memory_mb"])
+        cells += ["" if cost is None else f"{cost:.0f}" for cost in costs]
     return f"| {' | '.join(cells)} |"
 
 
-def _section(result: dict[str, Any]) -> str:
-    name = result["name"]
-    parts = [f"## {name}\n\n{_cell(result['title'])}.\n"]
-    if result["status"] != "finished":
-        parts.append(f"{result['status'].split(':')[0].capitalize()}.\n")
-    if figure_of(result):
-        parts.append(f"![{_cell(result['title'])}]({FIGURES}/{name}.png)\n")
-    if result["claims"]:
+def _section(run: Run) -> str:
+    shown = _shown(run)
+    name = shown["name"]
+    parts = [f"## {name}\n\n{_cell(shown['title'])}; scale `{shown['scale']}`.{_not_run(run)}\n"]
+    if shown["status"] != FINISHED:
+        parts.append(f"{shown['status'].split(':')[0].capitalize()}.\n")
+    if figure_of(shown):
+        parts.append(f"![{_cell(shown['title'])}]({FIGURES}/{name}.png)\n")
+    if shown["claims"]:
         rows = [
             f"| {_cell(claim['text'])} ({_cell(claim['source'])}) | **{claim['verdict']}** | "
             f"{_cell(claim['evidence'])} |"
-            for claim in result["claims"]
+            for claim in shown["claims"]
         ]
         parts.append(
             "| Claim | Verdict | Evidence |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n"
         )
+    changed = _changed(run)
+    if changed:
+        parts.append("Other verdicts at the scale `quick`:\n\n" + "\n".join(changed) + "\n")
     return "\n".join(parts)
+
+
+def _not_run(run: Run) -> str:
+    """What the scale of the paper would cost, where it was not run for that."""
+    costs = {summary.name: summary.cost for summary in summaries()}
+    cost = costs.get(_shown(run)["name"], "")
+    return (
+        f" The scale of the paper was not run: it takes {cost}."
+        if cost and "paper" not in run
+        else ""
+    )
+
+
+def _changed(run: Run) -> list[str]:
+    """The claims that got another verdict at the quick scale, each as an item of a list."""
+    if "quick" not in run or _shown(run)["scale"] == "quick":
+        return []
+    verdicts = {
+        (claim["text"], claim["source"]): claim["verdict"] for claim in _shown(run)["claims"]
+    }
+    return [
+        f"- {_cell(claim['text'])}: **{claim['verdict']}**, {_cell(claim['evidence'])}"
+        for claim in run["quick"]["claims"]
+        if verdicts.get((claim["text"], claim["source"]), claim["verdict"]) != claim["verdict"]
+    ]
 
 
 def _cell(text: str) -> str:
@@ -118,16 +166,20 @@ def small_png(path: Path) -> bytes:
 
 def write(folders: list[Path], docs: Path = DOCS) -> list[Path]:
     """Write the page and its figures, and return their paths."""
-    results = {
-        result["name"]: (folder, result) for folder in folders for result in read_results(folder)
-    }
-    ordered = [results[name] for name in results]
+    runs: dict[str, Run] = {}
+    places: dict[tuple[str, str], Path] = {}
+    for folder in folders:
+        for result in read_results(folder):
+            runs.setdefault(result["name"], {})[result["scale"]] = result
+            places[result["name"], result["scale"]] = folder
     written = []
-    for folder, result in ordered:
-        if figure_of(result):
-            written.append(docs / FIGURES / f"{result['name']}.png")
-            write_bytes(written[-1], small_png(folder / figure_of(result)))
-    write_bytes(docs / "reproduce.md", render([result for _, result in ordered]).encode())
+    for name, run in runs.items():
+        shown = _shown(run)
+        if figure_of(shown):
+            written.append(docs / FIGURES / f"{name}.png")
+            picture = places[name, shown["scale"]] / figure_of(shown)
+            write_bytes(written[-1], small_png(picture))
+    write_bytes(docs / "reproduce.md", render(list(runs.values())).encode())
     return [*written, docs / "reproduce.md"]
 
 

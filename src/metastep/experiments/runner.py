@@ -161,10 +161,22 @@ def _records(
                 f"{experiment.needs}` or give --data"
             )
         config = dataclasses.replace(config, data=str(root))
-    with jax.enable_x64(experiment.float64):
+    with jax.enable_x64(experiment.float64), _compiling_for(scale):
         found = to_plain(experiment.run(config, seed, report))
     shown = dataclasses.replace(config, data=None) if experiment.needs else config
     return {"config": to_plain(shown), **found}
+
+
+@contextlib.contextmanager
+def _compiling_for(scale: Scale) -> Iterator[None]:
+    """Compile with little optimisation for a quick run: it spends more time compiling than running."""
+    flag = "jax_disable_most_optimizations"
+    before = jax.config.read(flag)
+    jax.config.update(flag, before or scale == "quick")
+    try:
+        yield
+    finally:
+        jax.config.update(flag, before)
 
 
 def _write(experiment: Experiment, records: dict[str, Any], folder: Path) -> list[Path]:
