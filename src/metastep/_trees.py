@@ -1,9 +1,11 @@
 """Pytree arithmetic that optax.tree_utils does not have."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from metastep._types import Params, Rate
 
@@ -22,10 +24,23 @@ def descend(params: Params, rate: Rate, gradient: Params) -> Params:
     return jax.tree.map(lambda leaf, step: leaf - step, params, scale(rate, gradient))
 
 
+def as_vectors(tree: PyTree) -> list[Array]:
+    """All floating-point entries, one vector for each dtype: one operation then does for all leaves of a model."""
+    by_dtype: dict[Any, list[Array]] = {}
+    for leaf in filter(eqx.is_inexact_array, jax.tree.leaves(tree)):
+        by_dtype.setdefault(leaf.dtype, []).append(jnp.ravel(leaf))
+    return [jnp.concatenate(leaves) for leaves in by_dtype.values()]
+
+
+def norm(tree: PyTree) -> Float[Array, ""]:
+    """Euclidean length of all floating-point entries, in JAX's default precision."""
+    squares = [(flat @ flat).astype(jnp.result_type(float)) for flat in as_vectors(tree)]
+    return jnp.sqrt(sum(squares, start=jnp.zeros(())))
+
+
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Whether every entry of every floating-point leaf is finite."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if eqx.is_inexact_array(leaf)]
-    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves] or [True]))
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(flat)) for flat in as_vectors(tree)] or [True]))
 
 
 def select(condition: Bool[Array, ""], if_true: PyTree, if_false: PyTree) -> PyTree:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metastep._trees import all_finite, descend, scale, select
+from metastep._trees import all_finite, descend, norm, scale, select
 
 
 def two_layers(rng, dtype=np.float64):
@@ -74,6 +74,14 @@ def test_one_bad_entry_anywhere_is_found(rng, bad, where):
 def test_only_floating_point_leaves_can_be_bad():
     assert bool(all_finite({"count": jnp.arange(3), "nothing": None}))
     assert bool(all_finite({}))
+
+
+def test_norm_is_that_of_all_entries_whatever_their_precision(rng):
+    tree = two_layers(rng) | {"half": jnp.asarray([3.0, -4.0], jnp.float16), "count": jnp.arange(5)}
+    counted = jax.tree.leaves({k: v for k, v in tree.items() if k != "count"})
+    leaves = [np.asarray(leaf, float).ravel() for leaf in counted]
+    assert float(norm(tree)) == pytest.approx(np.linalg.norm(np.concatenate(leaves)), rel=1e-14)
+    assert float(norm({})) == 0
 
 
 def test_select_takes_whole_trees():

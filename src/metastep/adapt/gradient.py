@@ -13,8 +13,9 @@ from metastep._types import Params, PerStep, Rate, Scalar
 from metastep.adapt.core import AbstractAdapter, AdaptInfo, InnerGradient
 from metastep.theory.citations import source
 
-# Up to this many inner steps are laid out one after another: the compiler then fuses across them, and
-# finds that a body which is not adapted (ANIL) gives the same features at each. More go through a loop.
+# Up to this many inner steps are laid out one after another: the compiler then fuses across them, and finds that a
+# body which is not adapted (ANIL) gives the same features at each. More go through a loop, all but the first: that
+# one starts from parameters which tasks side by side still share, and in a loop they would each get a copy.
 _UNROLLED_STEPS = 5
 
 
@@ -68,9 +69,17 @@ class GradientAdapter(AbstractAdapter):
 
         rates = alpha.values if isinstance(alpha, PerStep) else None
         _check_schedule(rates, self.steps)
-        unroll = max(1, self.steps) if self.steps <= _UNROLLED_STEPS else 1
-        adapted, losses = jax.lax.scan(step, params, rates, length=self.steps, unroll=unroll)
-        return adapted, AdaptInfo(losses)
+        first = self.steps if self.steps <= _UNROLLED_STEPS else 1
+        losses = []
+        for number in range(first):
+            rate = jax.tree.map(lambda leaf, i=number: leaf[i], rates)
+            params, value = step(params, rate)
+            losses.append(value)
+        if first == self.steps and losses:
+            return params, AdaptInfo(jnp.stack(losses))
+        others = jax.tree.map(lambda leaf: leaf[first:], rates)
+        adapted, values = jax.lax.scan(step, params, others, length=self.steps - first)
+        return adapted, AdaptInfo(jnp.concatenate([*(value[None] for value in losses), values]))
 
     def _keep_fixed(self, moved: Params, current: Params) -> Params:
         """Undo the step where the mask says so; the compiler drops the gradients nobody uses."""

@@ -1,6 +1,12 @@
 """Models as pairs of pure functions, and the loss of a model on a batch."""
 
 from metastep.models.conv4 import conv4
+from metastep.models.convolution import (
+    NativeConvolutionWarning,
+    conv_general_dilated,
+    has_native_convolution,
+    warn_of_native_convolution,
+)
 from metastep.models.core import Model
 from metastep.models.dense import linear, mlp
 from metastep.models.objective import (
@@ -13,12 +19,16 @@ from metastep.models.objective import (
 
 __all__ = [
     "Model",
+    "NativeConvolutionWarning",
     "Objective",
     "accuracy",
     "conv4",
+    "conv_general_dilated",
     "cross_entropy",
+    "has_native_convolution",
     "linear",
     "loss_for",
     "mlp",
     "squared_error",
+    "warn_of_native_convolution",
 ]

@@ -2,9 +2,10 @@
 
 import dataclasses
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 from metastep._trees import all_finite
 from metastep.metagrad import TaskOutcome
@@ -23,26 +24,54 @@ _EXPLOSION = 1e4
 _BACK_OFF = 0.5
 
 
-def guard(
-    learner: Learner, before: TrainState, after: TrainState, outcomes: TaskOutcome
-) -> TrainState:
-    """The state to go on from: `after` where the meta-step went well, else what is left of the run.
+class Verdict(eqx.Module):
+    """What became of a meta-step, and what there is to say about it if it failed.
 
-    A failed step is undone. While there are back-offs left, the run goes back to its anchor and on with half
-    the rate that is to blame; the failed meta-step counts as done, so that other tasks follow. After that the
-    run stops at the last finite state.
+    Attributes
+    ----------
+    loop : HEALTHY, or the loop to blame
+    losses : (tasks,) query losses after adaptation
     """
-    verdict = diagnose(before, after, outcomes)
 
-    def fail() -> TrainState:
-        allowed = min(learner.back_offs, MAX_INCIDENTS)
-        stopped = dataclasses.replace(before, failure=verdict.astype(before.failure.dtype))
-        if not allowed:
-            return stopped
-        mended = _back_off(learner, before, after, outcomes, verdict)
-        return jax.lax.cond(before.incidents.count < allowed, lambda: mended, lambda: stopped)
+    loop: Int[Array, ""]
+    losses: Float[Array, " tasks"]
 
-    return jax.lax.cond(verdict == HEALTHY, lambda: after, fail)
+    @property
+    def healthy(self) -> Array:
+        """Whether the step may stand."""
+        return self.loop == HEALTHY
+
+    @classmethod
+    def before_any(cls, learner: Learner, state: TrainState) -> "Verdict":
+        """That of no step yet."""
+        losses = jnp.zeros(learner.tasks_per_step, state.reference.dtype)
+        return cls(jnp.zeros((), int), losses)
+
+
+def examine(before: TrainState, after: TrainState, outcomes: TaskOutcome) -> Verdict:
+    """The verdict on one meta-step."""
+    losses = outcomes.loss.astype(after.reference.dtype)
+    return Verdict(diagnose(before, after, outcomes).astype(int), losses)
+
+
+def recover(
+    learner: Learner, before: TrainState, after: TrainState, verdict: Verdict
+) -> TrainState:
+    """The state to go on from when the meta-step from `before` to `after` failed.
+
+    The step is undone. While there are back-offs left, the run goes back to its anchor and on with half the rate that
+    is to blame; the failed meta-step counts as done, so that other tasks follow. After that the run stops at the last
+    finite state.
+    """
+    allowed = min(learner.back_offs, MAX_INCIDENTS)
+    stopped = dataclasses.replace(before, failure=verdict.loop.astype(before.failure.dtype))
+    if not allowed:
+        return stopped
+    return jax.lax.cond(
+        before.incidents.count < allowed,
+        lambda: _back_off(learner, before, after, verdict),
+        lambda: stopped,
+    )
 
 
 def diagnose(before: TrainState, after: TrainState, outcomes: TaskOutcome) -> Array:
@@ -60,9 +89,9 @@ def diagnose(before: TrainState, after: TrainState, outcomes: TaskOutcome) -> Ar
 
 
 def _back_off(
-    learner: Learner, before: TrainState, after: TrainState, outcomes: TaskOutcome, verdict: Array
+    learner: Learner, before: TrainState, after: TrainState, verdict: Verdict
 ) -> TrainState:
-    anchor, inner = before.anchor, verdict == INNER_LOOP
+    anchor, inner = before.anchor, verdict.loop == INNER_LOOP
     alpha_factor = jnp.where(inner, _BACK_OFF, 1.0)
     meta, rate_state = learner.rate.scaled(anchor.meta, anchor.rate_state, alpha_factor)
     return dataclasses.replace(
@@ -75,21 +104,19 @@ def _back_off(
         meta_lr=before.meta_lr * jnp.where(inner, 1.0, _BACK_OFF),
         # Going back there again must not undo what was learned about the rate.
         anchor=dataclasses.replace(anchor, meta=meta, rate_state=rate_state),
-        incidents=_noted(learner, before, after, outcomes, verdict),
+        incidents=_noted(learner, before, after, verdict),
     )
 
 
-def _noted(
-    learner: Learner, before: TrainState, after: TrainState, outcomes: TaskOutcome, verdict: Array
-) -> Incidents:
+def _noted(learner: Learner, before: TrainState, after: TrainState, verdict: Verdict) -> Incidents:
     """One more row: when, which loop, which task, at which rates."""
-    seen, row = before.incidents, before.incidents.count
-    worst = jnp.argmax(jnp.where(jnp.isfinite(outcomes.loss), outcomes.loss, jnp.inf))
+    seen, row, losses = before.incidents, before.incidents.count, verdict.losses
+    worst = jnp.argmax(jnp.where(jnp.isfinite(losses), losses, jnp.inf))
     new = {
         "iteration": after.iteration,
-        "loop": verdict,
+        "loop": verdict.loop,
         "task": worst,
-        "loss": outcomes.loss[worst],
+        "loss": losses[worst],
         "alpha": mean_alpha(learner, before.meta, after.rate_state),
         "meta_lr": before.meta_lr,
     }

@@ -24,13 +24,12 @@ class Window(eqx.Module):
     loss: Float[Array, ""]
     loss_before: Float[Array, ""]
     metric: Float[Array, ""]
-    alpha: Float[Array, ""]
     gradient_norm: Float[Array, ""]
 
     @classmethod
     def empty(cls) -> "Window":
         zero = jnp.zeros(())
-        return cls(jnp.zeros((), int), zero, zero, zero, zero, zero)
+        return cls(jnp.zeros((), int), zero, zero, zero, zero)
 
 
 class Best(eqx.Module):
@@ -117,6 +116,15 @@ class TrainState(eqx.Module):
     failure: Int[Array, ""]
     anchor: Anchor
     incidents: Incidents
+
+
+MOVING = ("iteration", "meta", "optimizer_state", "rate_state", "window", "reference")
+"""What a meta-step changes; the rest of the state changes only when something is amiss, or between dispatches."""
+
+
+def moving(state: TrainState) -> dict[str, Any]:
+    """The part of the state that a meta-step changes."""
+    return {name: getattr(state, name) for name in MOVING}
 
 
 def initial_state(learner: Learner, key: PRNGKeyArray, horizon: int = 0) -> TrainState:

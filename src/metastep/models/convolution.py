@@ -1,0 +1,143 @@
+"""Convolution as a product of matrices, for models of any library that meet every task with its own weights.
+
+On a CPU, XLA's native convolution is slow where kernels differ from task to task, and slower still in the second
+derivatives of meta-learning; a gather of neighbourhoods and one large product is not. Flax and Equinox layers can
+be handed the function below in place of `jax.lax.conv_general_dilated`.
+"""
+
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from jaxtyping import Array
+
+from metastep._types import Batch, Params
+
+Padding = str | Sequence[tuple[int, int]]
+
+
+class NativeConvolutionWarning(UserWarning):
+    """A model convolves natively on a CPU."""
+
+
+def conv_general_dilated(
+    lhs: Array,
+    rhs: Array,
+    window_strides: Sequence[int],
+    padding: Padding,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    *,
+    native: bool | None = None,
+) -> Array:
+    """`jax.lax.conv_general_dilated`, on a CPU as neighbourhoods (im2col) times a matrix.
+
+    Parameters
+    ----------
+    lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
+    batch_group_count, precision, preferred_element_type : as in JAX, for any number of spatial dimensions
+    native : use JAX's own convolution. None does on accelerators, and on a CPU only for what has no product here:
+        transposed convolutions (`lhs_dilation`) and groups
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> image, kernel = jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 3, 8))
+    >>> conv_general_dilated(image, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")).shape
+    (1, 2, 2, 8)
+    """
+    spec = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    window = [rhs.shape[axis] for axis in spec.rhs_spec[2:]]
+    gaps = tuple(rhs_dilation or (1,) * len(window))
+    special = feature_group_count > 1 or batch_group_count > 1 or set(lhs_dilation or (1,)) != {1}
+    if native is None:
+        native = jax.default_backend() != "cpu"
+    if native or special or 0 in (*lhs.shape, *rhs.shape):
+        return lax.conv_general_dilated(
+            lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers,
+            feature_group_count, batch_group_count, precision, preferred_element_type,
+        )  # fmt: skip
+    x = jnp.transpose(lhs, (spec.lhs_spec[0], *spec.lhs_spec[2:], spec.lhs_spec[1]))
+    kernel = jnp.transpose(rhs, (*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0]))
+    patches = _patches(x, window, tuple(window_strides), gaps, padding)
+    out = jnp.matmul(
+        patches,
+        kernel.reshape(-1, kernel.shape[-1]),
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )  # (n, ..., features)
+    from_last = (0, out.ndim - 1, *range(1, out.ndim - 1))  # (batch, feature, space...)
+    order = sorted(range(out.ndim), key=lambda i: spec.out_spec[i])
+    return jnp.transpose(out, [from_last[i] for i in order])
+
+
+def _patches(
+    x: Array,
+    window: Sequence[int],
+    strides: tuple[int, ...],
+    gaps: tuple[int, ...],
+    padding: Padding,
+) -> Array:
+    """(n, space..., channels) -> (n, fewer..., window size x channels)."""
+    reach = [(size - 1) * gap + 1 for size, gap in zip(window, gaps, strict=True)]
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:-1], reach, strides, padding)
+    edges = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
+    padded = lax.pad(x, jnp.zeros((), x.dtype), edges)
+    sizes = [
+        max(0, (size - far) // stride + 1)
+        for size, far, stride in zip(padded.shape[1:-1], reach, strides, strict=True)
+    ]
+    shifted = []
+    for offset in itertools.product(*map(range, window)):
+        starts = [i * gap for i, gap in zip(offset, gaps, strict=True)]
+        cut = tuple(
+            slice(start, start + stride * size, stride)
+            for start, stride, size in zip(starts, strides, sizes, strict=True)
+        )
+        shifted.append(padded[(slice(None), *cut)])
+    return jnp.concatenate(shifted, axis=-1) if math.prod(window) > 1 else shifted[0]
+
+
+def has_native_convolution(function: Callable, *arguments: Any) -> bool:
+    """Whether `function` calls XLA's convolution for arguments of these shapes; it is traced, not run."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
+    return "conv_general_dilated" in _primitives(jax.make_jaxpr(function)(*shapes).jaxpr)
+
+
+def _primitives(jaxpr: Jaxpr) -> Iterator[str]:
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
+            if _is_program(inner):
+                yield from _primitives(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)
+
+
+def _is_program(value: Any) -> bool:
+    return isinstance(value, (Jaxpr, ClosedJaxpr))
+
+
+def warn_of_native_convolution(
+    loss: Callable[[Params, Batch], Array], params: Params, support: Batch
+) -> None:
+    """Say what to do about a model that convolves natively on a CPU, where that is slow."""
+    if jax.default_backend() != "cpu" or not has_native_convolution(loss, params, support):
+        return
+    warnings.warn(
+        "the model uses jax.lax.conv_general_dilated, which is many times slower than need be on a CPU when every "
+        "task has weights of its own; hand metastep.models.conv_general_dilated to its layers (flax: "
+        "nnx.Conv(..., conv_general_dilated=...)), see the guide on speed",
+        NativeConvolutionWarning,
+        stacklevel=2,
+    )
