@@ -380,10 +380,11 @@ def test_finn_oracle_is_told_what_fixes_the_curve():
 
 
 def test_finn_verdicts_follow_the_curves():
-    def verdicts(maml: list[float], other: list[float], oracle: float) -> list[str]:
+    def verdicts(maml: list[float | None], other: list[float], oracle: float) -> list[str]:
         width = [0.1] * 3
         curves = {
-            "maml": {"mean": maml, "ci95": width}, "pretrained": {"mean": other, "ci95": width},
+            "maml": {"mean": maml, "ci95": width, "median": [1.0] * 3},
+            "pretrained": {"mean": other, "ci95": width},
             "pretrained_alpha": 0.01,
         }  # fmt: skip
         records = {"curves": {"5": curves}, "oracle": {"mean": oracle, "ci95": 0.1}}
@@ -391,6 +392,9 @@ def test_finn_verdicts_follow_the_curves():
 
     assert verdicts([3.0, 1.0, 0.8], [3.0, 2.5, 2.0], 0.1) == ["holds"] * 4
     assert verdicts([3.0, 2.45, 2.9], [3.0, 2.5, 2.4], 2.5) == ["does not hold"] * 4
+    # A task on which MAML diverges, None in a file, ends its improvement and nothing else.
+    diverged = verdicts([3.0, 1.0, None], [3.0, 2.5, 2.0], 0.1)
+    assert diverged == ["holds", "does not hold", "holds", "holds"]
 
 
 # --- Omniglot

@@ -27,7 +27,8 @@ from metastep.experiments import (
     zou_fig9,
     zou_table2,
 )
-from metastep.experiments.linear_designs import LAWS, best_rate, draw_law, log_slope
+from metastep.experiments.core import log_slope
+from metastep.experiments.linear_designs import LAWS, best_rate, draw_law
 from metastep.models import mlp
 from metastep.report import style
 from metastep.tasks import Quadratic, batch_of_episodes

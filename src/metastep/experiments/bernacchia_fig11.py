@@ -11,8 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from metastep import theory
-from metastep.experiments.core import Claim, Experiment, Report, verdict_of
-from metastep.experiments.linear_designs import floats
+from metastep.experiments.core import Claim, Experiment, Report, floats, verdict_of
 from metastep.report import style
 from metastep.report.lines import Series, draw
 
@@ -254,7 +253,7 @@ def _estimated(records: dict[str, Any]) -> Claim:
         "Zou et al. (2022), Fig. 11 bottom (red diamond)",
         # Less than 5 % of what adaptation gains is lost by using the estimate.
         "loss at the split estimate H.1 for n_t shots: within 5 % of the gain over rate 0",
-        "holds with a condition" if share < 0.05 and noisy else verdict_of(share < 0.05),
+        verdict_of(share < 0.05 and not noisy, with_condition=share < 0.05),
         f"estimate {estimates['split_train']:.4f}, minimum {rate:.4f}, excess loss {at_estimate - loss:.1e} "
         f"({share:.1%} of the gain). In part a coincidence: with the label noise counted, as it should "
         f"be, the formula gives {estimates['noise_aware_train']:.4f} for n_t and "

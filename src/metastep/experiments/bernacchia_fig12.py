@@ -18,8 +18,7 @@ from matplotlib.figure import Figure
 
 from metastep._types import Params
 from metastep.adapt import GradientAdapter
-from metastep.experiments.core import Claim, Experiment, Report, Verdict
-from metastep.experiments.linear_designs import floats
+from metastep.experiments.core import Claim, Experiment, Report, Verdict, floats, verdict_of
 from metastep.metagrad import Exact
 from metastep.models import Objective, mlp
 from metastep.rates import FixedRate
@@ -214,7 +213,7 @@ def _positive(name: str, losses: np.ndarray, records: dict[str, Any], source: st
 def _significant(difference: float, error: float) -> Verdict:
     if abs(difference) < 2 * error:  # this many test tasks cannot tell
         return "not tested"
-    return "holds" if difference > 0 else "does not hold"
+    return verdict_of(difference > 0)
 
 
 def _same_is_best(records: dict[str, Any]) -> Claim:

@@ -1,9 +1,10 @@
 """What an experiment is: a configuration, a run that returns records, a figure and claims made from them."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from metastep._errors import check_choice
@@ -75,6 +76,24 @@ class Experiment:
     cost: str = ""
 
 
-def verdict_of(holds: bool) -> Verdict:
-    """The verdict of a yes-or-no test."""
-    return "holds" if holds else "does not hold"
+def verdict_of(holds: bool, with_condition: bool = False) -> Verdict:
+    """The verdict of a yes-or-no test, or of one that may hold with a condition where it does not hold outright."""
+    if holds:
+        return "holds"
+    return "holds with a condition" if with_condition else "does not hold"
+
+
+def verdict_of_cases(hold: Iterable[bool]) -> Verdict:
+    """The verdict of a test made on several cases: it holds in all, in some (the condition) or in none."""
+    cases = list(hold)
+    return verdict_of(all(cases), any(cases))
+
+
+def log_slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """Exponent p of the power law y = c x^p fitted to positive numbers by least squares of logarithms."""
+    return float(np.polyfit(np.log(np.asarray(x)), np.log(np.asarray(y)), 1)[0])
+
+
+def floats(values: Any) -> list:
+    """An array as (nested) lists of Python floats."""
+    return np.asarray(values, float).tolist()

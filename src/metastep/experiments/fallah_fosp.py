@@ -14,7 +14,14 @@ from matplotlib.figure import Figure
 from metastep import theory
 from metastep._types import Batch, Episode, MetaParams
 from metastep.adapt import GradientAdapter
-from metastep.experiments.core import Claim, Experiment, Report
+from metastep.experiments.core import (
+    Claim,
+    Experiment,
+    Report,
+    log_slope,
+    verdict_of,
+    verdict_of_cases,
+)
 from metastep.experiments.logcosh import (
     OBJECTIVE,
     Constants,
@@ -291,24 +298,20 @@ def _reaches_any(name: str, label: str, records: dict[str, Any]) -> Claim:
         f"{label} reaches an ε-stationary point of F for every ε > 0 as batches grow",
         "Fallah et al., theorems for MAML and HF-MAML",
         "rest of the noise-free algorithm on tasks s log cosh(w - x); holds if ‖∇F‖ < 1e-8 of the start",
-        "holds" if reaches else "does not hold",
+        verdict_of(reaches),
         f"largest ‖∇F‖ at rest over {len(records['alphas'])} rates: {worst:.2e} (start {start:.2f})",
     )
 
 
-def _slope(x: list[float], y: list[float]) -> float:
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
-
-
 def _first_order_floor(records: dict[str, Any]) -> Claim:
     rest = records["rest"]["fomaml"]
-    slope = _slope(records["alphas"], rest)
+    slope = log_slope(records["alphas"], rest)
     holds = 0.85 < slope < 1.15 and rest[0] > 1e-6  # a power of alpha near one, and no rounding
     return Claim(
         "FO-MAML stops short of a stationary point, at a distance of order α",
         "Fallah et al., theorem for FO-MAML: 20 α²L²σ² under the root",
         "log-log slope over α of ‖∇F‖ at the noise-free rest; holds if 0.85 to 1.15",
-        "holds" if holds else "does not hold",
+        verdict_of(holds),
         f"slope {slope:.3f}; ‖∇F‖ from {rest[0]:.2e} to {rest[-1]:.2e}",
     )
 
@@ -323,7 +326,7 @@ def _floors_are_bounds(records: dict[str, Any]) -> Claim:
         "E‖∇F‖ comes below the floors of the theorems",
         "Fallah et al., the three theorems",
         "mean ‖∇F‖ over the last quarter of runs with the printed step size; holds if below every floor",
-        "holds" if min(ratios) >= 1 else "does not hold",
+        verdict_of(min(ratios) >= 1),
         f"the floors are {min(ratios):.0f} to {max(ratios):.0f} times what was measured",
     )
 
@@ -337,14 +340,12 @@ def _floors_shrink(records: dict[str, Any]) -> Claim:
         for large, after in rows
         if small != large and all(a <= b for a, b in zip(small, large, strict=True))
     }
-    shrinks = [change < 1 for change in changes.values()]
-    verdict = "holds" if all(shrinks) else "holds with a condition" if any(shrinks) else None
     return Claim(
         "MAML's floor shrinks with B, D_in and D_o",
         "Fallah et al., theorem for MAML",
         "measured floor with larger batches over that with smaller ones; holds if always below 1, with a "
         "condition if for some of the three",
-        verdict or "does not hold",
+        verdict_of_cases(change < 1 for change in changes.values()),
         ", ".join(changes),
     )
 
@@ -368,7 +369,7 @@ def _iteration_counts(records: dict[str, Any]) -> Claim:
         )
     evidence = f"{len(rows)} of {len(records['iterations'])} ε reached; bound / measured from "
     return Claim(
-        text, source, test, "holds" if min(ratios) >= 1 else "does not hold",
+        text, source, test, verdict_of(min(ratios) >= 1),
         f"{evidence}{min(ratios):.3g} to {max(ratios):.3g}",
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from metastep import theory
 from metastep._types import Batch
-from metastep.experiments.core import Claim, Experiment, Report, verdict_of
+from metastep.experiments.core import Claim, Experiment, Report, log_slope, verdict_of
 from metastep.experiments.logcosh import (
     Constants,
     constants,
@@ -263,7 +263,7 @@ def _gap_claims(rows: list[dict[str, float]]) -> list[Claim]:
     test = "log-log slope of the measured gap over D; holds if -0.4 to -0.6"
     if len(known) < 3:
         return [bound, Claim(text, source, test, "not tested", "too few draws to see the gap")]
-    slope = float(np.polyfit(np.log(sizes), np.log(gaps), 1)[0])
+    slope = log_slope(sizes, gaps)
     evidence = (
         f"slope {slope:.2f} over D = {sizes[0]} to {sizes[-1]}: the leading term of the bound is "
     )

@@ -1,8 +1,7 @@
 """What several experiments on linear models share: laws of the inputs, features, and the best rate of a curve."""
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Array
@@ -56,13 +55,3 @@ def best_rate(curve: theory.RiskCurve, high: float) -> float:
         width = 2 * width / (_GRID - 1)
         low = max(0.0, best - width / 2)
     return float(best)
-
-
-def log_slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """Exponent p of the power law y = c x^p fitted to positive numbers by least squares of logarithms."""
-    return float(np.polyfit(np.log(np.asarray(x)), np.log(np.asarray(y)), 1)[0])
-
-
-def floats(values: Any) -> list:
-    """An array as (nested) lists of Python floats."""
-    return np.asarray(values, float).tolist()

@@ -115,9 +115,8 @@ def _grows_with_alpha(records: dict[str, Any], source: str, enough: str) -> Clai
         return Claim(text, source, test, "not tested", reason)
     first, last = betas[works[0]], betas[works[-2:]].max()
     peak = works[np.argmax(betas[works])]
-    verdict = "holds" if last > first else "holds with a condition" if betas[peak] > first else None
     return Claim(
-        text, source, test, verdict or "does not hold",
+        text, source, test, verdict_of(bool(last > first), bool(betas[peak] > first)),
         f"β up to {first:g} at α = {alphas[works[0]]:g}, {last:g} at α = {alphas[works[-2]]:g} to "
         f"{alphas[works[-1]]:g}, most at α = {alphas[peak]:g}: {betas[peak]:g}",
     )  # fmt: skip
@@ -141,10 +140,9 @@ def _beta_predicted(records: dict[str, Any], source: str, enough: str) -> Claim:
     if not known["start"].size:
         return Claim(text, source, test, "not tested", "no α trains on this grid")
     close = np.abs(np.log(known["start"])) < np.log(3)
-    verdict = "holds" if close.all() else "holds with a condition" if close.mean() >= 0.5 else None
     spans = [f"{r.min():.2g} to {r.max():.2g} ({place})" for place, r in known.items() if r.size]
     return Claim(
-        text, source, test, verdict or "does not hold",
+        text, source, test, verdict_of(bool(close.all()), bool(close.mean() >= 0.5)),
         f"measured / predicted {', '.join(spans)}; within a factor of 3 of the start at {close.sum()} of "
         f"{close.size} α",
     )  # fmt: skip

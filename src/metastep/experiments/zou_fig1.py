@@ -10,8 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metastep import theory
-from metastep.experiments.core import Claim, Experiment, Report, verdict_of
-from metastep.experiments.linear_designs import floats
+from metastep.experiments.core import Claim, Experiment, Report, floats, verdict_of
 from metastep.report import style
 
 _DESIGNS = (
@@ -170,10 +169,9 @@ def _decreases_first(design: dict[str, Any]) -> Claim:
         "Zou et al. (2022), Fig. 1 (b), section H.4.1",
         f"sign of its change from α = 0 to {_FIRST} α_lim; holds if in {_ALMOST_ALL:.0%} of seeds, and "
         "with a condition, the draw, if in more than half",
-        "holds" if share >= _ALMOST_ALL
-        else "holds with a condition" if share > 0.5 else "does not hold",
+        verdict_of(share >= _ALMOST_ALL, with_condition=share > 0.5),
         f"decreases in {share:.0%} of {len(lines)} seeds",
-    )  # fmt: skip
+    )
 
 
 def _least_at_limit(design: dict[str, Any], records: dict[str, Any]) -> Claim:

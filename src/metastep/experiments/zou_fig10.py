@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 
 from metastep import theory
 from metastep.adapt import GradientAdapter
-from metastep.experiments.core import Claim, Experiment, Report, Verdict
-from metastep.experiments.linear_designs import floats
+from metastep.experiments.core import Claim, Experiment, Report, floats, verdict_of
 from metastep.metagrad import Exact
 from metastep.models import Objective, mlp
 from metastep.rates import FixedRate, make_optimizer
@@ -164,11 +163,6 @@ def _in_range(problem: dict[str, Any], alphas: list[float]) -> Claim:
     inside = [float(loss) for rate, loss in zip(alphas, mean, strict=True) if low <= rate <= high]
     # The optimum is known to one step of the grid; within a step of the range it may lie in it.
     step = alphas[1] / alphas[0]
-    verdict: Verdict = "does not hold"
-    if low <= alphas[index] <= high:
-        verdict = "holds"
-    elif low / step < alphas[index] < high * step:
-        verdict = "holds with a condition"
     losses = np.asarray(problem["loss"], float)
     better = float(np.nanmin(losses[index])), float(np.nanmax(losses[index]))
     reached = (
@@ -179,7 +173,7 @@ def _in_range(problem: dict[str, Any], alphas: list[float]) -> Claim:
         "Zou et al. (2022), Fig. 10",
         f"{len(alphas)} trainings per seed, m = {problem['parameters']} parameters, n = K observations; with "
         f"a condition if within one step of the grid, a factor {step:.1f}",
-        verdict,
+        verdict_of(low <= alphas[index] <= high, low / step < alphas[index] < high * step),
         f"range {low:.3g} to {high:.3g}, best {alphas[index]:.3g} with loss {mean[index]:.3g} (seeds "
         f"{better[0]:.3g} to {better[1]:.3g}){reached}; the range would need n >= "
         f"{math.ceil(alphas[index] * problem['parameters'])}",

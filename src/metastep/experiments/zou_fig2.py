@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 
 from metastep import theory
 from metastep._types import Batch, Episode
-from metastep.experiments.core import Claim, Experiment, Report, Verdict
-from metastep.experiments.linear_designs import floats
+from metastep.experiments.core import Claim, Experiment, Report, floats, verdict_of
 from metastep.report import style
 from metastep.tasks import Quadratic, batch_of_episodes
 
@@ -184,9 +183,6 @@ def claims(records: dict[str, Any]) -> list[Claim]:
 def _nearly_optimal(key: str, label: str, settings: list[dict[str, Any]]) -> Claim:
     ratios = [setting["estimates"][key] / setting["best"] for setting in settings]
     gains = [1 - (ratio - 1) ** 2 for ratio in ratios]  # of a parabola, relative to its depth
-    verdict: Verdict = "holds" if min(gains) >= _NEARLY else "does not hold"
-    if verdict == "does not hold" and min(gains) >= 0.5:
-        verdict = "holds with a condition"  # rough, but far better than no adaptation
     losses = [
         float(np.divide(*_loss(setting, np.array([setting["estimates"][key], setting["best"]]))[0]))
         for setting in settings
@@ -196,7 +192,7 @@ def _nearly_optimal(key: str, label: str, settings: list[dict[str, Any]]) -> Cla
         "Zou et al. (2022), section 5.1 and Fig. 2" if key == "printed" else "variants of H.15",
         f"share of the possible gain of one step, exact on new tasks; holds from {_NEARLY:.0%}, with a "
         "condition (a rough value will do) from 50 %",
-        verdict,
+        verdict_of(min(gains) >= _NEARLY, with_condition=min(gains) >= 0.5),
         f"{min(ratios):.2g} to {max(ratios):.2g} times the best rate; loss {min(losses):.3g} to "
         f"{max(losses):.3g} times the least",
     )
@@ -211,7 +207,7 @@ def _positive(settings: list[dict[str, Any]]) -> Claim:
         "The best rate is positive",
         "Zou et al. (2022), section 5.1, against Bernacchia (2021)",
         "minimum of the exact parabola of each setting",
-        "holds" if all(one["best"] > 0 for one in settings) else "does not hold",
+        verdict_of(all(one["best"] > 0 for one in settings)),
         shown,
     )
 

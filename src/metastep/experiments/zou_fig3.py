@@ -12,8 +12,7 @@ from jaxtyping import Array
 from matplotlib.figure import Figure
 
 from metastep._types import Params
-from metastep.experiments.core import Claim, Experiment, Report, Verdict
-from metastep.experiments.linear_designs import floats
+from metastep.experiments.core import Claim, Experiment, Report, floats, verdict_of
 from metastep.models import Model
 from metastep.models.dense import apply_dense
 from metastep.rates.online import AnilOnlineRate
@@ -181,7 +180,7 @@ def _faster(records: dict[str, Any], other: str) -> Claim:
         f"online ahead by {ahead.mean():+.3f} of accuracy on average over training ({len(ahead)} seeds, "
         f"± {2 * error:.2g}); at the end {online[:, -1].mean():.3f} against {default[:, -1].mean():.3f}"
     )
-    verdict: Verdict = "holds" if ahead.mean() > 0 else "does not hold"
+    verdict = verdict_of(bool(ahead.mean() > 0))
     if len(ahead) < 3 or abs(ahead.mean()) < 2 * error:
         verdict, evidence = (
             "not tested",
@@ -201,7 +200,7 @@ def _is_estimate(records: dict[str, Any], name: str) -> Claim:
         "Zou et al. (2022), section H.3",
         "last rate against d / (2 ways shots), which it is for any features of length 1 and mean 0; does not "
         "hold within 5 %",
-        "holds" if spread > 0.05 else "does not hold",
+        verdict_of(spread > 0.05),
         f"last rate {alphas[:, -1].mean():.3g}, constant {constant:.3g}: within {spread:.1%}",
     )
 

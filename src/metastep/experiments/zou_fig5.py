@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from metastep import theory
-from metastep.experiments.core import Claim, Experiment, Report, verdict_of
-from metastep.experiments.linear_designs import LAWS, Law, draw_law, floats
+from metastep.experiments.core import Claim, Experiment, Report, floats, verdict_of
+from metastep.experiments.linear_designs import LAWS, Law, draw_law
 from metastep.report import style
 from metastep.report.lines import Series, draw
 from metastep.theory.grams import gram_power_sums
@@ -147,12 +147,11 @@ def _distance_expected(laws: dict[str, Any]) -> Claim:
 
 def _distance_sampled(laws: dict[str, Any]) -> Claim:
     shares = [one["distance"]["share_always_negative"] for one in laws.values()]
-    verdict = "holds" if min(shares) == 1 else "does not hold"
     return Claim(
         "The same in every experiment, not only on average",
         "Zou et al. (2022), section 5.3: always smaller",
         "share of sampled sets of optima with a negative gap at every t; holds with a condition from 3/4 on",
-        "holds with a condition" if 0.75 <= min(shares) < 1 else verdict,
+        verdict_of(min(shares) == 1, with_condition=min(shares) >= 0.75),
         _each(laws, lambda one: f"{one['distance']['share_always_negative']:.0%} of samples"),
     )
 
@@ -185,7 +184,7 @@ def _loss(laws: dict[str, Any]) -> Claim:
         "Before adaptation MAML's loss is marginally higher than ERM's; a few steps make it lower",
         "Zou et al. (2022), Fig. 5 (a)",
         "expected loss gap over fresh test tasks: above 0 at t = 0 and below 0 at the last t, for each law",
-        "holds" if all(turning) else "does not hold",
+        verdict_of(all(turning)),
         _each(
             laws,
             lambda one: (

@@ -13,8 +13,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metastep import theory
-from metastep.experiments.core import Claim, Experiment, Report, verdict_of
-from metastep.experiments.linear_designs import floats, log_slope
+from metastep.experiments.core import (
+    Claim,
+    Experiment,
+    Report,
+    floats,
+    log_slope,
+    verdict_of,
+    verdict_of_cases,
+)
 from metastep.report import style
 from metastep.report.lines import Series, draw
 
@@ -224,7 +231,7 @@ def _dominant(one: dict[str, Any]) -> Claim:
         "The denominator's coefficients are larger, more and of higher order than the numerator's",
         "Zou et al. (2022), Fig. 6",
         "counts of index tuples; one-shot coefficients also from the corrected E.4",
-        "holds" if min(tops["g2"], tops["g3"]) > tops["g1"] else "does not hold",
+        verdict_of(min(tops["g2"], tops["g3"]) > tops["g1"]),
         f"largest: g1 {tops['g1']:.0f}, g2 {tops['g2']:.0f}, g3 {tops['g3']:.0f}; the printed g2 "
         + ("is right" if same else "is not that of the true moment m_2(j+m+l), whose largest is "
            f"{max(one['g2_corrected']):.0f}, on even orders alone"),
@@ -238,12 +245,11 @@ def _deviation(case: dict[str, Any], name: str) -> float:
 
 def _printed(text: str, cases: list[dict[str, Any]]) -> Claim:
     right = [_deviation(case, "printed") < 4 for case in cases]
-    verdict = "holds" if all(right) else "holds with a condition" if any(right) else "does not hold"
     return Claim(
         text + ", as printed",
         "Zou et al. (2022), equation " + text.split()[0],
         "within 4 standard errors of a Monte Carlo mean",
-        verdict,
+        verdict_of_cases(right),
         "; ".join(
             f"{case['case'].split(': ')[1]}: printed {case['printed']:.5g}, sampled "
             f"{case['sampled']:.5g} ± {case['standard_error']:.1g}"
@@ -285,7 +291,7 @@ def _large(limits: list[dict[str, Any]]) -> Claim:
         "α_lim is O(1/s²): an inverse relationship to the variance",
         "Zou et al. (2022), equations E.5, E.6 and Example 1 (the slides: s → ∞)",
         "power of s² over the last decade up to 1e6; -1 to within 0.02 for every d holds",
-        "holds" if all(inverse) else "holds with a condition" if any(inverse) else "does not hold",
+        verdict_of_cases(inverse),
         ", ".join(f"{name}: {power:.3f}" for name, power in powers.items())
         + ("; it is s^-2(d-1), inverse for d = 2 alone" if degree else ""),
     )

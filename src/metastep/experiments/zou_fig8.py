@@ -11,14 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metastep import theory
-from metastep.experiments.core import Claim, Experiment, Report, verdict_of
-from metastep.experiments.linear_designs import (
-    DESIGNS,
-    best_rate,
-    design_features,
-    floats,
-    log_slope,
-)
+from metastep.experiments.core import Claim, Experiment, Report, floats, log_slope, verdict_of
+from metastep.experiments.linear_designs import DESIGNS, best_rate, design_features
 from metastep.report import style
 from metastep.report.lines import Series, draw
 from metastep.theory.grams import gram_power_sums

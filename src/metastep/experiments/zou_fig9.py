@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metastep import theory
-from metastep.experiments.core import Claim, Experiment, Report, verdict_of
-from metastep.experiments.linear_designs import best_rate, floats
+from metastep.experiments.core import Claim, Experiment, Report, floats, verdict_of
+from metastep.experiments.linear_designs import best_rate
 from metastep.report import style
 from metastep.report.lines import Series, draw
 
@@ -160,7 +160,7 @@ def _close(title: str, one: dict[str, Any]) -> Claim:
         "Zou et al. (2022), Fig. 9",
         # Two rates 5 % apart cannot be told apart on the figure, nor by their risk.
         "|α_lim / α* - 1| below 5 %: holds in every trial; with a condition if in the median one",
-        "holds with a condition" if error < 0.05 <= worst else verdict_of(error < 0.05),
+        verdict_of(worst < 0.05, with_condition=error < 0.05),
         f"α_lim {np.mean(one['alpha_lim']):.4g}, α* {np.mean(one['best']):.4g}; median error {error:.1%}, at "
         f"most {worst:.1%} in {len(one['best'])} trials; its risk is up to {max(one['excess_risk']):.1e} above the "
         "least" + ("; one task with a huge optimum can move α*" if worst > 0.05 else ""),
@@ -173,7 +173,7 @@ def _unequal(one: dict[str, Any]) -> Claim:
         "Only the features matter: α_lim does not depend on the law of the task optima",
         "Zou et al. (2022), equation 3.3 under Assumption 1, extended by section H.4.2",
         "optima whose coordinates have unlike variances: the same 5 %",
-        "holds" if error < 0.05 else "holds with a condition",
+        verdict_of(error < 0.05, with_condition=True),
         f"α_lim {np.mean(one['alpha_lim']):.4g}, α* {np.mean(one['best']):.4g}: error {error:.1%}, risk "
         f"{np.mean(one['excess_risk']):.1%} above the least. Cov(a) must be a multiple of I",
     )

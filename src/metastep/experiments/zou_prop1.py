@@ -10,8 +10,7 @@ from jaxtyping import Array
 from matplotlib.figure import Figure
 
 from metastep import theory
-from metastep.experiments.core import Claim, Experiment, Report, verdict_of
-from metastep.experiments.linear_designs import floats, log_slope
+from metastep.experiments.core import Claim, Experiment, Report, floats, log_slope, verdict_of
 from metastep.report import style
 from metastep.report.lines import Series, draw
 
@@ -202,13 +201,13 @@ def _covered(records: dict[str, Any], key: str, title: str) -> Claim:
     rates = records["by_rate"]
     pairs = zip(rates["multiple"], rates["epsilon"], strict=True)
     infinite = [multiple for multiple, epsilon in pairs if epsilon is None]
-    holds = verdict_of(min(ratios) >= 1)
+    holds = min(ratios) >= 1
     return Claim(
         f"The bound of Proposition 1 ({title}) covers the deviations with probability 95 %",
         "Zou et al. (2022), Proposition 1 and equation 3.4",
         "bound, its unknown constant set to 1, over the sampled 95 % quantile; holds if at least 1, and "
         "with a condition if its denominator is not positive for some α",
-        "holds with a condition" if holds == "holds" and len(finite) < len(rows) else holds,
+        verdict_of(holds and len(finite) == len(rows), with_condition=holds),
         f"{min(ratios):.3g} to {max(ratios):.3g} times the quantile for {len(finite)} of {len(rows)} "
         f"pairs of N and α; infinite from {infinite[0]:.2f} to {infinite[-1]:.0f} α_lim",
     )

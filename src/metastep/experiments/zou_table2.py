@@ -15,8 +15,14 @@ from matplotlib.figure import Figure
 
 from metastep import theory
 from metastep._types import Batch, Params
-from metastep.experiments.core import Claim, Experiment, Report, verdict_of
-from metastep.experiments.linear_designs import floats
+from metastep.experiments.core import (
+    Claim,
+    Experiment,
+    Report,
+    floats,
+    verdict_of,
+    verdict_of_cases,
+)
 from metastep.models import Objective, mlp
 from metastep.report import style
 from metastep.report.lines import Series, draw
@@ -311,12 +317,11 @@ def _near_best(records: dict[str, Any], name: str, text: str, source: str) -> Cl
     ]
     # The table's own grid has steps of a quarter and more about its minimum.
     near = [abs(math.log(ratio)) < math.log(1.3) for ratio in ratios]
-    verdict = "holds" if all(near) else "holds with a condition" if any(near) else "does not hold"
     return Claim(
         f"{text} is the best rate, to within the grid",
         source,
         "estimate over best rate on test tasks within a factor of 1.3: in every run, or in some",
-        verdict,
+        verdict_of_cases(near),
         f"ratio {min(ratios):.2f} to {max(ratios):.2f}, median {np.median(ratios):.2f}; MSE at the estimate "
         f"{min(losses):.1%} to {max(losses):.1%} above the least",
     )

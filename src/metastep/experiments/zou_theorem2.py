@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metastep import theory
-from metastep.experiments.core import Claim, Experiment, Report, verdict_of
-from metastep.experiments.linear_designs import draw_law, floats
+from metastep.experiments.core import Claim, Experiment, Report, floats, verdict_of
+from metastep.experiments.linear_designs import draw_law
 from metastep.report import style
 from metastep.report.lines import Series, draw
 
@@ -212,14 +212,11 @@ def _bound(laws: list[dict[str, Any]]) -> Claim:
     pairs = [(law["bound_as_printed"], law["sign_change"] or np.inf) for law in laws]
     share = max(bound / change for bound, change in pairs)
     # A range a thousand times too small is true, but no guide to any rate in use.
-    verdict = (
-        "does not hold" if share > 1 else "holds" if share > 1e-3 else "holds with a condition"
-    )
     return Claim(
         "MAML is nearer for every α up to the printed bound",
         "Zou et al. (2022), Theorem 2 and equation G.42",
         "printed bound against the exact change of sign; with a condition if below a thousandth of it",
-        verdict,
+        verdict_of(1e-3 < share <= 1, with_condition=share <= 1),
         f"bounds {', '.join(f'{bound:.1e}' for bound, _ in pairs)}: at most {share:.0e} of the rate at "
         "which the sign changes",
     )
