@@ -18,7 +18,7 @@ from metastep.train.sizes import parse_bytes, show_bytes
 
 
 def learner_of(name="maml", steps=20, tasks=8, tasks_at_once=None):
-    model = mlp((1,), 1, hidden=(12, 12))
+    model = mlp((1,), 1, hidden=(12,))
     return Learner(
         model=model,
         objective=Objective.of(model.apply, "regression"),

@@ -29,6 +29,9 @@ _SIGNS_OF_LOSS = ("gloo", "nccl", "connection", "coordination", "unavailable", "
 _GO_ON = "start all processes again with --resume, as many of them as there are now"
 _LONGEST_ERROR = 2_000  # bytes of a message that is passed on
 
+# Seconds that processes wait for each other at the start.
+_PATIENCE = 300
+
 # Prints the last line it was given, once whoever gives them is gone; an empty one is nothing to say.
 _LAST_WORDS = """
 import sys
@@ -268,24 +271,26 @@ def join(config: CrewConfig) -> Crew:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours to handle
     where = config.coordinator or "the address its launcher gave"
-    method = "deactivate" if config.coordinator else None
+    unmet = (
+        f"the other processes cannot be met at {where}; check that process 0 runs there, that its port is free and "
+        f"reachable, and that as many processes were started as were announced"
+    )
     try:
-        jax.distributed.initialize(
-            config.coordinator,
-            config.processes,
-            config.process_id,
-            cluster_detection_method=method,
-            heartbeat_timeout_seconds=config.heartbeat,
-        )
-        index, size = jax.process_index(), jax.process_count()
+        with _last_words(f"metastep: {unmet}"):  # the runtime gives up by ending the process
+            jax.distributed.initialize(
+                config.coordinator,
+                config.processes,
+                config.process_id,
+                cluster_detection_method="deactivate" if config.coordinator else None,
+                heartbeat_timeout_seconds=config.heartbeat,
+                initialization_timeout=_PATIENCE,
+            )
+            index, size = jax.process_index(), jax.process_count()
     except ValueError as error:
         raise InputError(
             f"--distributed finds no SLURM or Open MPI job around this process ({str(error).splitlines()[0]}); "
             f"start it with srun or mpirun, or give --coordinator, --processes and --process-id"
         ) from error
     except RuntimeError as error:
-        raise InputError(
-            f"the other processes cannot be met at {where} ({str(error).splitlines()[0][:160]}); check that "
-            f"process 0 runs there, and that its port is free and reachable"
-        ) from error
+        raise InputError(f"{unmet} ({str(error).splitlines()[0][:160]})") from error
     return Crew(index, size, config.devices)
