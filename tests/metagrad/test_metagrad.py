@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from metastep._types import Batch, Episode, MetaParams, PerStep
-from metastep.metagrad import ALGORITHMS, Exact, FirstOrder, HessianFree, Reptile, mean_over_tasks
+from metastep.metagrad import (
+    ALGORITHMS,
+    Exact,
+    FirstOrder,
+    HessianFree,
+    Reptile,
+    TaskGradient,
+    mean_over_tasks,
+)
 from metastep.models import Objective, conv4, mlp
 from metastep.tasks import FewShot, Sinusoid, batch_of_episodes
 
@@ -234,6 +242,42 @@ def test_mapping_equals_a_loop_in_any_order(name, tasks_at_once):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
     losses = [float(outcome.loss) for outcome, _ in singles]
     np.testing.assert_allclose(np.sort(outcomes.loss), np.sort(losses), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["maml", "fomaml", "hfmaml", "anil"])
+@pytest.mark.parametrize("tasks_at_once", [None, 3])
+def test_the_gradient_of_a_sum_is_the_sum_of_gradients(name, tasks_at_once):
+    # One rate per parameter, so that the shared way back through the rates is in it. The Hessian-free difference
+    # depends on the length of each task's own gradient, which a mean taken too early would change.
+    objective, adapter, alpha, meta, _ = setting("mlp", name)
+    rule = ALGORITHMS[name].meta_gradient()
+    meta = MetaParams(
+        meta.params, jax.tree.map(lambda leaf: jnp.full_like(leaf, alpha), meta.params)
+    )
+    bound = TaskGradient(rule, objective, adapter, lambda meta: meta.rates, meta)
+    episodes = batch_of_episodes(regression_problem()[2], jax.random.key(7), 6)
+    apart = jax.jit(lambda e: mean_over_tasks(bound.__call__, e, tasks_at_once))(episodes)
+    together = jax.jit(lambda e: mean_over_tasks(bound, e, tasks_at_once))(episodes)
+    for a, b in zip(*map(jax.tree.leaves, (together, apart)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_batch_norm_is_right_side_by_side():
+    # Where others go wrong: second derivatives of batch normalisation mapped over tasks whose parameters differ.
+    # `benchmarks/speed_rows/batch_norm_trap.py` shows a library whose derivative is off by half a percent here.
+    objective, adapter, alpha, meta, _ = setting("conv4", steps=2)
+    episodes = batch_of_episodes(convolution_problem()[2], jax.random.key(3), 3)
+    bound = lambda meta: TaskGradient(Exact(), objective, adapter, scalar_rate(alpha), meta)  # noqa: E731
+
+    @jax.jit
+    def mean_loss(meta):
+        one = adapted_query_loss
+        return jnp.mean(jax.lax.map(lambda e: one(objective, adapter, alpha, e)(meta), episodes))
+
+    gradient = jax.jit(lambda meta: mean_over_tasks(bound(meta), episodes)[1])(meta)
+    direction = random_like(meta, 5)
+    expected = directional_difference(mean_loss, meta, direction)
+    assert inner_product(gradient, direction) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_group_size_that_does_not_divide_is_refused():

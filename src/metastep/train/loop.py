@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -153,6 +154,7 @@ def run_loop(
     advance, mesh = compile_advance(learner), learner.mesh
     train_tasks, training_key = replicate(mesh, (splits.train, keys["training"]))
     validate = validator(learner, splits, keys["validation"], schedule.eval_tasks)
+    rates_now = jax.jit(partial(rates_in_force, learner))
     pace, saved_at, started = Pace(), time.monotonic(), time.monotonic()
     iteration = int(state.iteration)
     # Incidents are written with the rows of metrics, so those since the last row are still to come.
@@ -178,11 +180,12 @@ def run_loop(
             pace.add(until - iteration, time.monotonic() - began)
             check_health(learner, state)
             iteration = until
-            observer.progress(iteration, figures(learner, state, pace))
+            alphas = np.asarray(rates_now(state.meta, state.rate_state))
+            means = figures(learner, state, pace, alphas)
+            observer.progress(iteration, means)
             if iteration % schedule.log_every == 0 or iteration == schedule.iterations:
                 seconds = {"seconds": round(time.monotonic() - started, 3)}
-                means = figures(learner, state, pace) | spread_of_alpha(learner, state)
-                observer.row({"iteration": iteration} | means | seconds)
+                observer.row({"iteration": iteration} | means | spread_of_alpha(alphas) | seconds)
                 for incident in incident_rows(state, reported):
                     observer.row({"iteration": iteration, "incident": incident})
                 reported, state = int(state.incidents.count), next_window(state)
@@ -204,15 +207,17 @@ def last_row(iteration: int, schedule: Schedule) -> int:
     return iteration - iteration % schedule.log_every
 
 
-def figures(learner: Learner, state: TrainState, pace: Pace) -> dict[str, float]:
-    """Means over the current window, for the progress bar and the metrics file."""
+def figures(
+    learner: Learner, state: TrainState, pace: Pace, alphas: np.ndarray
+) -> dict[str, float]:
+    """Means over the current window, and the rates in force, for the progress bar and the metrics file."""
     window = jax.device_get(state.window)
     count = max(int(window.steps), 1)
     means = {
         "loss": float(window.loss) / count,
         "loss_before": float(window.loss_before) / count,
         "accuracy": float(window.metric) / count if learner.objective.metric else math.nan,
-        "alpha": float(mean_alpha(learner, state.meta, state.rate_state)),
+        "alpha": geometric_mean(alphas),
         "meta_lr": current_meta_lr(state) or math.nan,
         "grad_norm": float(window.gradient_norm) / count,
         "steps_per_second": round(pace.per_second, 3),
@@ -220,12 +225,17 @@ def figures(learner: Learner, state: TrainState, pace: Pace) -> dict[str, float]
     return {name: value for name, value in means.items() if not math.isnan(value)}
 
 
-def spread_of_alpha(learner: Learner, state: TrainState) -> dict[str, float]:
+def geometric_mean(alphas: np.ndarray) -> float:
+    """As `learner.mean_alpha`: 0 if one of them is."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.exp(np.mean(np.log(alphas))))
+
+
+def spread_of_alpha(alphas: np.ndarray) -> dict[str, float]:
     """Where nine tenths of the rates lie, when there is more than one."""
-    rates = np.asarray(rates_in_force(learner, state.meta, state.rate_state))
-    if rates.size < 2:
+    if alphas.size < 2:
         return {}
-    low, high = np.quantile(rates, [0.05, 0.95])
+    low, high = np.quantile(alphas, [0.05, 0.95])
     return {"alpha_low": float(low), "alpha_high": float(high)}
 
 
