@@ -12,6 +12,8 @@ from metastep.metagrad import DERIVATIVES, Exact
 from metastep.models import Objective, conv4, mlp
 from metastep.tasks import FewShot, Sinusoid, batch_of_episodes
 
+# Little optimisation: compiling is all the time that these tests take.
+UNHURRIED = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 LEAN = tuple(name for name in DERIVATIVES if name != "plain")
 
 
@@ -37,12 +39,11 @@ def meta_gradient(problem, derivative, *, steps, head=False, learned=False, curv
     rate = (lambda m: jax.tree.map(jnp.exp, m.rates)) if learned else lambda m: jnp.asarray(0.2)
     rule = Exact(derivative)
 
-    @jax.jit
     def compute(meta):
         episodes = batch_of_episodes(family, jax.random.key(2), 2)
         return jax.vmap(lambda e: rule(objective, adapter, rate, meta, e))(episodes)
 
-    return compute(meta)
+    return jax.jit(compute).lower(meta).compile(UNHURRIED)(meta)
 
 
 def check_equal(found, expected):
@@ -53,10 +54,11 @@ def check_equal(found, expected):
 @pytest.mark.parametrize(
     ("problem", "options"),
     [
-        (regression, {"steps": 1, "learned": True}),
-        (regression, {"steps": 7, "curvature": 6}),  # a loop of steps, and D_h apart from D_in
-        # ANIL: the body has a gradient, but does not adapt; and a rate for each weight
-        (convolution, {"steps": 2, "head": True, "learned": True}),
+        # a loop of steps, D_h apart from D_in, and a rate for each weight
+        (regression, {"steps": 7, "curvature": 6, "learned": True}),
+        (convolution, {"steps": 1}),
+        # ANIL: the body has a gradient, but does not adapt
+        (regression, {"steps": 2, "head": True}),
     ],
 )
 def test_lean_derivatives_equal_the_plain_one(problem, options):

@@ -25,7 +25,7 @@ Tree = TypeVar("Tree")
 Result = TypeVar("Result")
 
 # What the runtimes of CPU and GPU say when the other end of a collective is gone.
-_SIGNS_OF_LOSS = ("gloo", "nccl", "connection", "coordination", "unavailable", "heartbeat")
+_SIGNS_OF_LOSS = ("gloo", "nccl", "connection closed", "connection reset", "coordination service")
 _GO_ON = "start all processes again with --resume, as many of them as there are now"
 _LONGEST_ERROR = 2_000  # bytes of a message that is passed on
 
