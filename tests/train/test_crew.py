@@ -15,8 +15,8 @@ import pytest
 from metastep._errors import InputError, ProcessLostError, UserError
 from metastep._records import read_json
 from metastep.train import Checkpoints, RunFolder, TrainConfig, initial_state, resume, train
+from metastep.train.build import build_learner
 from metastep.train.crew import _LAST_WORDS, Crew, CrewConfig, check_crew
-from metastep.train.run import build_learner
 
 OPTIONS = {
     "tasks": "sinusoid", "hidden": (6,), "shots": 4, "tasks_per_step": 4, "alpha": 0.05,

@@ -14,9 +14,9 @@ import pytest
 from metastep._errors import DataError, DivergenceError, InputError
 from metastep._records import read_json, read_jsonl
 from metastep.train import RunFolder, TrainConfig, evaluate_run, load_run, resume, train
+from metastep.train.build import build_learner
 from metastep.train.checkpoint import Checkpoints
 from metastep.train.config import PRESETS, check_config, with_preset
-from metastep.train.run import build_learner
 from metastep.train.state import initial_state
 
 SMALL = {

@@ -1,5 +1,6 @@
 """Composition: tasks, model, rates and meta-gradient put together, trained, checkpointed and judged."""
 
+from metastep.train.build import build_learner
 from metastep.train.certificate import Certificate, certify_run
 from metastep.train.checkpoint import Checkpoints
 from metastep.train.choose import choose_meta_lr, choose_rates, measure_rates
@@ -14,12 +15,7 @@ from metastep.train.loop import Observer, Outcome, Schedule, run_loop
 from metastep.train.memory import Fit, Footprint, fit, footprint
 from metastep.train.problem import TaskSet, build_inner_loop, build_model, load_tasks
 from metastep.train.rate_map import map_of_problem, rate_map, train_plane
-from metastep.train.run import (
-    TrainResult,
-    build_learner,
-    resume,
-    train,
-)
+from metastep.train.run import TrainResult, resume, train
 from metastep.train.state import TrainState, initial_state
 from metastep.train.stationarity import GradientNorm, gradient_norm
 from metastep.train.step import advance, meta_step

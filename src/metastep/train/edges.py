@@ -17,10 +17,10 @@ from metastep.rates import meta_edge, stability_edge
 from metastep.rates.curvature import LANCZOS_STEPS
 from metastep.tasks import TaskSplits, batch_of_episodes
 from metastep.theory.citations import source
+from metastep.train.build import build_learner
 from metastep.train.config import ProblemConfig, TrainConfig, fill_defaults
 from metastep.train.learner import Learner
 from metastep.train.problem import TaskSet, model_name, split_keys
-from metastep.train.run import build_learner
 
 
 def _meta_loss(learner: Learner):

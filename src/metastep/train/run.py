@@ -8,10 +8,7 @@ from typing import Any
 
 from metastep._errors import DataError, DivergenceError
 from metastep._records import read_json, read_jsonl, to_plain, write_json
-from metastep.rates import (
-    make_optimizer,
-    make_rate,
-)
+from metastep.train.build import build_learner
 from metastep.train.checkpoint import Checkpoints, Elsewhere
 from metastep.train.choose import choose_rates
 from metastep.train.config import (
@@ -23,13 +20,10 @@ from metastep.train.config import (
 from metastep.train.crew import ALONE, Crew
 from metastep.train.examples import example_tasks
 from metastep.train.folder import RunFolder, read_options
-from metastep.train.learner import Learner, side_by_side
 from metastep.train.loop import Observer, Schedule, run_loop, score
 from metastep.train.memory import keep_within_limit
 from metastep.train.problem import (
     TaskSet,
-    build_inner_loop,
-    build_meta_gradient,
     build_model,
     fingerprint,
     load_tasks,
@@ -38,26 +32,6 @@ from metastep.train.problem import (
 )
 from metastep.train.sharpness import edge_watch
 from metastep.train.state import initial_state
-
-
-def build_learner(
-    config: TrainConfig, description: dict[str, Any], alpha: float, meta_lr: float
-) -> Learner:
-    """The learner of a run, from its resolved options."""
-    model = build_model(config, description)
-    objective, adapter = build_inner_loop(config, model, description)
-    return Learner(
-        model=model,
-        objective=objective,
-        adapter=adapter,
-        meta_gradient=build_meta_gradient(config),
-        rate=make_rate(config.rate, alpha, adapter.restrict),
-        optimizer=make_optimizer(config.optimizer, meta_lr),
-        tasks_per_step=config.tasks_per_step or 1,
-        tasks_at_once=side_by_side(model, config.tasks_at_once),
-        schedule=config.schedule,
-        back_offs=config.back_offs,
-    )
 
 
 @dataclasses.dataclass(frozen=True)

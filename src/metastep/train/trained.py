@@ -11,6 +11,7 @@ from metastep._errors import InputError, check_count
 from metastep._records import read_json
 from metastep._types import Batch, Episode, Params, Rate
 from metastep.tasks.core import as_default_float
+from metastep.train.build import build_learner
 from metastep.train.checkpoint import Checkpoints
 from metastep.train.config import TrainConfig
 from metastep.train.evaluate import Evaluation, evaluate, predict
@@ -18,7 +19,6 @@ from metastep.train.examples import example_tasks
 from metastep.train.folder import RunFolder
 from metastep.train.learner import Learner
 from metastep.train.problem import as_float, load_tasks, split_keys
-from metastep.train.run import build_learner
 from metastep.train.scaling import Scaling
 from metastep.train.state import initial_state
 

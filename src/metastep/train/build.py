@@ -1,0 +1,28 @@
+"""From resolved options to a learner."""
+
+from typing import Any
+
+from metastep.rates import make_optimizer, make_rate
+from metastep.train.config import TrainConfig
+from metastep.train.learner import Learner, side_by_side
+from metastep.train.problem import build_inner_loop, build_meta_gradient, build_model
+
+
+def build_learner(
+    config: TrainConfig, description: dict[str, Any], alpha: float, meta_lr: float
+) -> Learner:
+    """The learner of a run, from its resolved options."""
+    model = build_model(config, description)
+    objective, adapter = build_inner_loop(config, model, description)
+    return Learner(
+        model=model,
+        objective=objective,
+        adapter=adapter,
+        meta_gradient=build_meta_gradient(config),
+        rate=make_rate(config.rate, alpha, adapter.restrict),
+        optimizer=make_optimizer(config.optimizer, meta_lr),
+        tasks_per_step=config.tasks_per_step or 1,
+        tasks_at_once=side_by_side(model, config.tasks_at_once),
+        schedule=config.schedule,
+        back_offs=config.back_offs,
+    )
