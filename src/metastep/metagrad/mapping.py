@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -74,8 +74,8 @@ def mean_over_tasks(
 
 
 def _side_by_side(
-    task_gradient: Callable[[Episode], tuple[Outcome, MetaParams]], episodes: Episode
-) -> tuple[Outcome, MetaParams]:
+    task_gradient: Callable[[Episode], tuple[Any, MetaParams]], episodes: Episode
+) -> tuple[Any, MetaParams]:
     """All outcomes, and the sum of the meta-gradients."""
     if isinstance(task_gradient, TaskGradient):
         return task_gradient.of_group(episodes)
