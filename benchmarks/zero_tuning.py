@@ -1,15 +1,16 @@
 """Nothing given against the whole grid: is metastep without a learning rate as good as the best (alpha, beta) cell?
 
-    python benchmarks/zero_tuning.py [--scale reduced|full] [--families sinusoid quadratic ...]
-    python benchmarks/zero_tuning.py --draw-only
+    python benchmarks/zero_tuning.py [--families sinusoid quadratic ...] [--grid coarse|fine] [--budgets short|long]
+    python benchmarks/zero_tuning.py --part none      # only print the table and draw the figure again
 
 For every family, budget and seed: all cells of a grid of fixed adaptation rates and constant meta rates, outer Adam
 and outer SGD, and metastep as it is with no rate given; all from the same parameters and on the same tasks, judged on
 the same held-out tasks after adaptation. A cell is judged at each budget on its way, ours is run anew for each budget
-because its meta rate falls to 0 at the end of a run. Every family adds its rows to zero_tuning.json when it is done.
+because its meta rate falls to 0 at the end of a run. Every family adds its rows to zero_tuning.json when it is done;
+`--part ours` and `--part grid` renew one side of the comparison and leave the other.
 
-`full` is 9 adaptation rates x 4 meta rates x 2 optimisers x 3 seeds, up to 60,000 meta-steps on sinusoids: days on
-two cores. `reduced` has 5 x 4 (Adam) and 5 x 2 (SGD) cells, 2 seeds (1 for images) and budgets that end sooner.
+A fine grid is 9 adaptation rates x 4 meta rates x 2 optimisers; a coarse one has 5 x 4 (Adam) and 5 x 2 (SGD) cells.
+Long budgets go to 60,000 meta-steps on sinusoids and 10,000 on images; the latter take days on two cores.
 Omniglot needs METASTEP_DATA.
 """
 
@@ -22,15 +23,16 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 import tyro
 
 from metastep._records import read_json, write_json
-from metastep.rates import default_meta_lr
 from metastep.report.style import BLUE, GREY, VERMILLION, new_figure, save_figure
 from metastep.tasks import MixedLinear, Quadratic, Sinusoid, TaskSplits
-from metastep.train import TrainConfig, build_learner, load_tasks, measure_rates, sweep
+from metastep.train import TrainConfig, build_learner, choose_rates, load_tasks, sweep
 from metastep.train.config import fill_defaults
 from metastep.train.problem import model_name
+from metastep.train.rehearse import rehearsal_length
 from sensors import readings, write_table
 
 _DIM = 20
@@ -48,7 +50,7 @@ class Family:
     options: dict[str, Any]
     alphas: tuple[float, float]
     budgets: tuple[int, int, int]
-    full_budgets: tuple[int, int, int]
+    long_budgets: tuple[int, int, int]
     replace: Any = None
     test_tasks: int = 1_000
 
@@ -92,23 +94,25 @@ FAMILIES: dict[str, Family] = {
 class Options:
     """Compare metastep with nothing given to the best and the median cell of a grid."""
 
-    scale: Literal["reduced", "full"] = "reduced"
-    """How large the grid, how many seeds, how long the budgets."""
     families: tuple[str, ...] = tuple(FAMILIES)
     """Which ones."""
+    grid: Literal["coarse", "fine"] = "coarse"
+    """How many cells."""
+    budgets: Literal["short", "long"] = "short"
+    """How many meta-steps: the three of the family's short or long budgets."""
     seeds: tuple[int, ...] = ()
-    """Default: 0 1 2 for full, 0 1 for reduced (0 for images)."""
-    draw_only: bool = False
-    """Only draw the figure and print the table from the JSON that is there."""
+    """Default: 0 1 2; for images 0."""
+    part: Literal["both", "ours", "grid", "none"] = "both"
+    """Which side of the comparison to run; the other is read from the JSON that is there."""
     out: Path = Path("benchmarks/results")
     """Where JSON and figure go."""
 
 
-def grids(family: Family, scale: str) -> dict[str, tuple[list[float], list[float]]]:
+def grids(family: Family, fineness: str) -> dict[str, tuple[list[float], list[float]]]:
     """Adaptation rates and meta rates of each outer optimiser."""
-    count = 9 if scale == "full" else 5
+    count = 9 if fineness == "fine" else 5
     alphas = np.geomspace(*family.alphas, count).tolist()
-    sgd = [1e-3, 1e-2, 1e-1, 1.0] if scale == "full" else [1e-2, 1e-1]
+    sgd = [1e-3, 1e-2, 1e-1, 1.0] if fineness == "fine" else [1e-2, 1e-1]
     return {"adam": (alphas, [1e-3, 3e-3, 1e-2, 3e-2]), "sgd": (alphas, sgd)}
 
 
@@ -140,13 +144,13 @@ def load(family: Family, seed: int, folder: Path):
 def nothing_given(family: Family, budgets, seed: int, folder: Path) -> list[dict]:
     """metastep as `metastep train TASKS --iterations BUDGET` runs it, once for each budget."""
     config, task_set = load(family, seed, folder)
-    began = time.monotonic()
-    alpha = measure_rates(config, task_set).alpha_chosen
-    measuring = time.monotonic() - began
-    meta_lr, _ = default_meta_lr(config.optimizer)
-    learner = build_learner(config, task_set.description, alpha, meta_lr)
     rows = []
     for budget in budgets:
+        began = time.monotonic()
+        rates = choose_rates(dataclasses.replace(config, iterations=budget), task_set)
+        measuring = time.monotonic() - began
+        alpha, meta_lr = rates["alpha_chosen"], rates["meta_lr"]
+        learner = build_learner(config, task_set.description, alpha, meta_lr)
         result = sweep(
             learner, task_set.splits, None, [meta_lr], [seed], milestones=[budget],
             test_tasks=family.test_tasks,
@@ -154,18 +158,21 @@ def nothing_given(family: Family, budgets, seed: int, folder: Path) -> list[dict
         row = {
             "seed": seed,
             "budget": budget,
+            "alpha_measured": rates["alpha"],
             "alpha_at_start": alpha,
-            "measuring_seconds": measuring,
+            "choosing_seconds": measuring,
+            "rehearsed_steps": len(rates.get("rehearsals", []))
+            * rehearsal_length(dataclasses.replace(config, iterations=budget)),
         }
         row |= {"alpha": float(result.alpha[0, 0, 0, 0]), "seconds": result.seconds}
         rows.append(row | _judged(result, (0, 0, 0, 0)))
     return rows
 
 
-def whole_grid(family: Family, budgets, seeds, scale: str, folder: Path) -> list[dict]:
+def whole_grid(family: Family, budgets, seeds, fineness: str, folder: Path) -> list[dict]:
     """Every cell of every optimiser at every budget."""
     rows = []
-    for optimizer, (alphas, meta_lrs) in grids(family, scale).items():
+    for optimizer, (alphas, meta_lrs) in grids(family, fineness).items():
         config, task_set = load(family, 0, folder)
         config = dataclasses.replace(config, rate="fixed", optimizer=optimizer, schedule="constant")
         learner = build_learner(config, task_set.description, alphas[0], meta_lrs[0])
@@ -187,38 +194,68 @@ def _judged(result, index) -> dict:
     return finite | ({"accuracy": metric} if np.isfinite(metric) else {})
 
 
-def summarise(name: str, ours: list[dict], grid: list[dict]) -> list[dict]:
+def summaries(record: dict[str, Any]) -> list[dict]:
+    """A row for every family and budget of which both sides are known, in the order of the families."""
+    return [
+        row
+        for name in FAMILIES
+        for found in (record.get(name, {}).get(budgets, {}) for budgets in ("short", "long"))
+        for row in (summarise(name, found) if "ours" in found and "grid" in found else [])
+    ]
+
+
+def summarise(name: str, found: dict[str, Any]) -> list[dict]:
     """Ours against the best and the median cell at each budget; the best is that with the lowest mean over seeds."""
-    summary = []
-    for budget in sorted({row["budget"] for row in ours}):
-        cells: dict[tuple, list[float]] = {}
-        for row in grid:
-            if row["budget"] == budget:
-                loss = np.inf if row["loss"] is None else row["loss"]
-                cells.setdefault((row["optimizer"], row["alpha"], row["meta_lr"]), []).append(loss)
-        means = {cell: float(np.mean(losses)) for cell, losses in cells.items()}
+    rows = []
+    seeds = sorted({row["seed"] for row in found["ours"]} & {row["seed"] for row in found["grid"]})
+    for budget in sorted({row["budget"] for row in found["ours"]}):
+        cells: dict[tuple, dict[int, float]] = {}
+        for row in found["grid"]:
+            if row["budget"] == budget and row["seed"] in seeds:
+                cell = (row["optimizer"], row["alpha"], row["meta_lr"])
+                cells.setdefault(cell, {})[row["seed"]] = _loss(row)
+        means = {cell: float(np.mean(list(losses.values()))) for cell, losses in cells.items()}
         best = min(means, key=means.__getitem__)
-        mine = np.array([row["loss"] or np.inf for row in ours if row["budget"] == budget])
-        ratios = mine / np.array(cells[best])
-        spread = 1.96 * ratios.std(ddof=1) / len(ratios) ** 0.5 if len(ratios) > 1 else None
-        summary.append(
+        ours = {row["seed"]: row for row in found["ours"] if row["budget"] == budget}
+        mine = np.array([_loss(ours[seed]) for seed in seeds])
+        ratios = mine / np.array([cells[best][seed] for seed in seeds])
+        rows.append(
             {
                 "family": name, "budget": budget, "ours": float(mine.mean()), "best": means[best],
-                "best_cell": list(best), "median": float(np.median(list(means.values()))),
-                "ours_over_best": float(ratios.mean()), "ci95_over_seeds": spread, "seeds": len(ratios),
-                "cells": len(means),
+                "best_cell": list(best), "on_border": on_border(best, list(means)),
+                "median": float(np.median(list(means.values()))), "cells": len(means),
+                "ours_over_best": float(ratios.mean()), "ci95_over_seeds": interval(ratios),
+                "seeds": len(seeds),
             }
         )  # fmt: skip
-    return summary
+    return rows
 
 
-def draw(summaries: list[dict], out: Path) -> None:
+def _loss(row: dict) -> float:
+    return np.inf if row["loss"] is None else row["loss"]
+
+
+def interval(ratios: np.ndarray) -> float | None:
+    """Half-width of the 95 % interval of the mean (Student's t); None for a single seed."""
+    if len(ratios) < 2:
+        return None
+    quantile = scipy.stats.t.ppf(0.975, len(ratios) - 1)
+    return float(quantile * ratios.std(ddof=1) / len(ratios) ** 0.5)
+
+
+def on_border(best: tuple, cells: list[tuple]) -> bool:
+    """Whether the best cell has no neighbour on one side, so that a wider grid might hold a better one."""
+    mine = [cell for cell in cells if cell[0] == best[0]]
+    return any(best[i] in (min(c[i] for c in mine), max(c[i] for c in mine)) for i in (1, 2))
+
+
+def draw(rows: list[dict], out: Path) -> None:
     """One row per family: ours and the median cell, as multiples of the best cell, at the three budgets."""
-    names = list(dict.fromkeys(row["family"] for row in summaries))
+    names = list(dict.fromkeys(row["family"] for row in rows))
     figure, (axes,) = new_figure(panel=(8.4, 0.62 * len(names) + 1.6))
     for place, name in enumerate(reversed(names)):
-        rows = [row for row in summaries if row["family"] == name]
-        for offset, row in zip((0.22, 0, -0.22), rows, strict=True):
+        mine = [row for row in rows if row["family"] == name]
+        for offset, row in zip(np.linspace(0.3, -0.3, len(mine)), mine, strict=True):
             y = place + offset
             median = min(row["median"] / row["best"], 12)
             axes.plot([1, median], [y, y], color="#dddddd", linewidth=1, zorder=1)
@@ -243,12 +280,12 @@ def draw(summaries: list[dict], out: Path) -> None:
     save_figure(figure, out / "zero_tuning")
 
 
-def show(summaries: list[dict]) -> None:
+def show(rows: list[dict]) -> None:
     """Print the table."""
     print(
         f"{'family':26s} {'budget':>7s} {'ours':>8s} {'best':>8s} {'ratio':>14s} {'median':>8s}  best cell"
     )
-    for row in summaries:
+    for row in rows:
         optimizer, alpha, meta_lr = row["best_cell"]
         spread = "" if row["ci95_over_seeds"] is None else f" ± {row['ci95_over_seeds']:.2f}"
         print(
@@ -257,39 +294,37 @@ def show(summaries: list[dict]) -> None:
         )
 
 
+def renew(options: Options, name: str, found: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The record of one family with the asked part run anew."""
+    family = FAMILIES[name]
+    budgets = family.budgets if options.budgets == "short" else family.long_budgets
+    seeds = list(options.seeds or ((0,) if "omniglot" in name else (0, 1, 2)))
+    began = time.monotonic()
+    if options.part in ("both", "ours"):
+        ours = [row for seed in seeds for row in nothing_given(family, budgets, seed, folder)]
+        found = found | {"ours": ours, "ours_seconds": time.monotonic() - began}
+    began = time.monotonic()
+    if options.part in ("both", "grid"):
+        cells = whole_grid(family, budgets, seeds, options.grid, folder)
+        found = found | {"grid": cells, "grid_seconds": time.monotonic() - began}
+    jax.clear_caches()
+    return found
+
+
 def main() -> None:
     """Run family after family."""
     options = tyro.cli(Options)
     path = options.out / "zero_tuning.json"
     record: dict[str, Any] = read_json(path) if path.exists() else {}
-    if not options.draw_only:
-        with tempfile.TemporaryDirectory() as folder:
-            for name in options.families:
-                family = FAMILIES[name]
-                budgets = family.budgets if options.scale == "reduced" else family.full_budgets
-                few = (0,) if options.scale == "reduced" and "omniglot" in name else (0, 1)
-                seeds = options.seeds or (few if options.scale == "reduced" else (0, 1, 2))
-                began = time.monotonic()
-                ours = [r for s in seeds for r in nothing_given(family, budgets, s, Path(folder))]
-                between = time.monotonic()
-                grid = whole_grid(family, budgets, list(seeds), options.scale, Path(folder))
-                times = {
-                    "ours_seconds": between - began,
-                    "grid_seconds": time.monotonic() - between,
-                }
-                summary = summarise(name, ours, grid)
-                record[name] = {
-                    "scale": options.scale,
-                    "summary": summary,
-                    "ours": ours,
-                    "grid": grid,
-                } | times
-                write_json(path, record)
-                show(summary)
-                jax.clear_caches()
-    summaries = [row for name in FAMILIES if name in record for row in record[name]["summary"]]
-    show(summaries)
-    draw(summaries, options.out)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.families if options.part != "none" else ():
+            family = record.setdefault(name, {})
+            found = family.get(options.budgets, {})
+            family[options.budgets] = renew(options, name, found, Path(folder))
+            write_json(path, record)
+            show(summaries({name: family}))
+    show(summaries(record))
+    draw(summaries(record), options.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """report.html: it says what happened, needs nothing but itself, and survives damaged runs."""
 
 import base64
+import json
 import html
 import re
 from html.parser import HTMLParser
@@ -299,3 +300,23 @@ def test_other_folder_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
     with pytest.raises(InputError, match=r"is not a run folder: it holds none of config\.json"):
         write_report(tmp_path)
+
+
+def test_what_was_mended_rehearsed_and_measured_on_the_way_is_shown(tmp_path):
+    folder = runs.regression_run(tmp_path)
+    record = json.loads((folder / "rates.json").read_text())
+    record["rehearsals"] = [{"alpha": 0.04, "loss": 1.5}, {"alpha": 0.12, "loss": None}]
+    (folder / "rates.json").write_text(json.dumps(record))
+    rows = [
+        {"iteration": 50, "edge": {"meta_lr": 0.001, "beta_max": 0.2, "sharpness": 10.0}},
+        {"iteration": 60, "edge": {"meta_lr": 0.001, "beta_max": None, "sharpness": None}},
+        {"iteration": 60, "incident": {"text": "meta-step 59: the inner <loop> failed"}},
+    ]
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    page = read(folder)
+    assert "0.04: 1.5; 0.12: not finite" in page.text
+    assert "1 meta-step(s) failed and were undone" in page.text
+    assert "the inner <loop> failed" in page.text
+    edge = page.figure("Meta rate and the largest stable one")
+    assert 'id="series-largest-stable-meta-rate"' in edge

@@ -120,6 +120,10 @@ def _start(options: TrainOptions, folder: RunFolder, crew: Crew, command: str):
                 f"tasks {record['name']}: {record['kind']}, examples of shape {record['input_shape']}, "
                 f"{record['shots']} shots, {record['queries']} queries"
             )
+            if config.alpha == "auto":
+                console.print(
+                    "measuring alpha, then trying it and its neighbours in short trainings"
+                )
         else:
             console.print(
                 f"alpha {record['alpha_chosen']:.4g} ({record['alpha_reason']})\n"

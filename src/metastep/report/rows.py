@@ -48,9 +48,19 @@ def rates_rows(record: dict[str, Any]) -> list[Row]:
     ]
     if "num_tasks" in record:
         rows.append(Row("tasks measured on", count(record["num_tasks"])))
+    if record.get("rehearsals"):
+        rows.append(_rehearsal_row(record["rehearsals"]))
     if record.get("map"):
         rows.append(_map_row(record["map"]))
     return [row for row in rows if row is not None]
+
+
+def _rehearsal_row(rehearsals: list[dict[str, Any]]) -> Row:
+    """How each rate that was rehearsed did."""
+    tried = "; ".join(
+        f"{number(row.get('alpha'))}: {number(row.get('loss'))}" for row in rehearsals
+    )
+    return Row("α: loss in short trainings", tried, note="in the order of trying; the best is used")
 
 
 def _map_row(found: dict[str, Any]) -> Row:

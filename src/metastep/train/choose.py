@@ -16,6 +16,7 @@ from metastep.tasks import batch_of_episodes
 from metastep.train.config import ProblemConfig, TrainConfig, check_config
 from metastep.train.learner import side_by_side
 from metastep.train.problem import TaskSet, build_inner_loop, build_model, split_keys
+from metastep.train.rehearse import best, rehearsal_length, rehearse
 from metastep.train.sharpness import SHARE_OF_EDGE
 
 _EDGE_TASKS, _LANCZOS = 32, 20
@@ -55,7 +56,13 @@ def choose_rates(config: TrainConfig, task_set: TaskSet) -> dict[str, Any]:
     record = to_plain(measure_rates(config, task_set)) if config.alpha == "auto" else {}
     if config.alpha != "auto":
         record |= {"alpha_chosen": config.alpha, "alpha_reason": "given by the user"}
-    meta_lr, meta_reason = choose_meta_lr(config, task_set, float(record["alpha_chosen"]))
+    alpha = float(record["alpha_chosen"])
+    meta_lr, meta_reason = choose_meta_lr(config, task_set, alpha)
+    rehearsals = rehearse(config, task_set, alpha, meta_lr)
+    if rehearsals:
+        record |= _after_rehearsals(config, rehearsals, record["alpha_reason"])
+        if record["alpha_chosen"] != alpha:
+            meta_lr, meta_reason = choose_meta_lr(config, task_set, record["alpha_chosen"])
     return record | {
         "rate": config.rate,
         "rate_reason": RATES[config.rate].summary,
@@ -64,6 +71,24 @@ def choose_rates(config: TrainConfig, task_set: TaskSet) -> dict[str, Any]:
         "optimizer": config.optimizer,
         "schedule": config.schedule,
     }
+
+
+def _after_rehearsals(
+    config: TrainConfig, rehearsals: list[dict[str, Any]], reason: str
+) -> dict[str, Any]:
+    """What the short trainings change in the record of rates."""
+    measured = rehearsals[0]["alpha"]
+    chosen = best({row["alpha"]: row["loss"] for row in rehearsals})
+    others = ", ".join(f"{row['alpha']:.3g}" for row in rehearsals if row["alpha"] != chosen)
+    length = f"{rehearsal_length(config)} meta-steps each"
+    if chosen == measured:
+        text = f"{reason}; in short trainings ({length}) none of {others} did better"
+    else:
+        text = (
+            f"it did better in short trainings ({length}) than {others}, of which {measured:.3g} was measured "
+            f"before training: {reason}"
+        )
+    return {"alpha_chosen": chosen, "alpha_reason": text, "rehearsals": to_plain(rehearsals)}
 
 
 def choose_meta_lr(config: TrainConfig, task_set: TaskSet, alpha: float) -> tuple[float, str]:

@@ -99,6 +99,9 @@ class TrainConfig(ProblemConfig):
     """The settings of a published experiment; options given beside it win."""
     alpha: float | Literal["auto"] = "auto"
     """Adaptation (inner) rate for a mean loss. auto: estimated before training from tasks and model."""
+    rehearse: bool = True
+    """Where alpha is auto and the run has at least 200 meta-steps: try the measured alpha, and rates three times
+    larger or smaller while they do better, in short trainings of a hundredth of the run each, and take the best."""
     rate: RateName = "auto"
     """What becomes of alpha in training: meta-sgd (one for each parameter, learned with the initialisation),
     per-layer, learned (a single one), fixed; or followed by measurement: label-free, label-free-max,

@@ -169,7 +169,7 @@ def _compile(learner: Learner, splits: TaskSplits, width: int):
 def _compile_test(learner: Learner, splits: TaskSplits, num_tasks: int, width: int):
     """(states, keys) -> losses and metrics after adaptation, each (cells,)."""
     if not num_tasks:
-        return lambda states, keys: (np.full(len(keys), np.nan),) * 2
+        return lambda states, keys: (jnp.full(len(keys), jnp.nan),) * 2
     judge = compile_judge(learner, learner.adapter.steps, num_tasks)
 
     @jax.jit
