@@ -1,8 +1,8 @@
 """report.html: it says what happened, needs nothing but itself, and survives damaged runs."""
 
 import base64
-import json
 import html
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
