@@ -122,7 +122,7 @@ def test_the_reason_names_what_was_chosen_and_what_did_not_fit(monkeypatch):
     )
 
 
-def test_when_nothing_fits_one_compilation_says_so(monkeypatch):
+def test_when_nothing_fits_the_narrowest_say_so(monkeypatch):
     compiler = Compiler(monkeypatch)
     message = (
         r"--memory-limit 39 B is too little: forward derivatives, 1 task at once, the leanest way to train, needs "
@@ -130,7 +130,19 @@ def test_when_nothing_fits_one_compilation_says_so(monkeypatch):
     )
     with pytest.raises(InputError, match=message):
         fit(learner_of(), None, 39)
-    assert compiler.asked == [("forward", 1)]
+    assert compiler.asked == [("forward", 1), ("checkpointed", 1), ("plain", 1)]
+
+
+def test_the_last_derivative_need_not_be_the_leanest(monkeypatch):
+    # On CPU, checkpointed needs a little less than forward where there are many inner steps.
+    compiler = Compiler(monkeypatch)
+    monkeypatch.setattr(Compiler, "SHARES", {"plain": 100, "checkpointed": 40, "forward": 41})
+    found = fit(learner_of(), None, 40)
+    assert (found.learner.meta_gradient.derivative, found.learner.tasks_at_once) == (
+        "checkpointed",
+        1,
+    )
+    assert len(set(compiler.asked)) == len(compiler.asked)  # nothing is compiled twice
 
 
 def test_first_order_rules_have_only_tasks_to_save_on(monkeypatch):

@@ -90,8 +90,8 @@ def fit(
     """The fastest way to compute the same meta-step that stays within a limit.
 
     Candidates are compiled from the fastest to the leanest: as many tasks side by side as the learner takes, then
-    ever fewer, and at each width the derivatives in the order of `DERIVATIVES`. The leanest is compiled first, so
-    that a limit nothing fits is refused at once.
+    ever fewer, and at each width the derivatives in the order of `DERIVATIVES`. The last of them is compiled first,
+    so that a limit nothing fits is refused soon.
 
     Parameters
     ----------
@@ -107,25 +107,35 @@ def fit(
         When even the leanest candidate needs more.
     """
     widths = list(_widths(tasks_here or learner.tasks_per_step, learner.tasks_at_once))
-    candidates = [
-        changed
+    groups = [
+        _derivatives(_with_width(learner, width, widths[0]), any_derivative)
         for width in (widths if any_width else widths[:1])
-        for changed in _derivatives(_with_width(learner, width, widths[0]), any_derivative)
     ]
-    leanest = footprint(candidates[-1], family)
-    if leanest.total > limit:
-        raise InputError(
-            f"--memory-limit {show_bytes(limit)} is too little: {_describe(candidates[-1])}, the leanest way to "
-            f"train, needs {show_bytes(leanest.total)}; raise the limit, or lower --tasks-per-step, --queries, "
-            f"--shots or --filters"
-        )
+    known = _lean_enough(groups[-1], family, limit)
     over = ""
-    for candidate in candidates[:-1]:
-        needed = footprint(candidate, family)
+    for candidate in (candidate for group in groups for candidate in group):
+        needed = known.get(id(candidate)) or footprint(candidate, family)
         if needed.total <= limit:
             return Fit(candidate, needed, _reason(candidate, needed, limit, over))
         over = over or f"; {_describe(candidate)} would need {show_bytes(needed.total)}"
-    return Fit(candidates[-1], leanest, _reason(candidates[-1], leanest, limit, over))
+    raise AssertionError("one of the last group fits")
+
+
+def _lean_enough(
+    narrowest: list[Learner], family: AbstractTaskFamily, limit: int
+) -> dict[int, Footprint]:
+    """What candidates need, by their id, the last first and up to one that fits; an error when none does."""
+    known: dict[int, Footprint] = {}
+    for candidate in reversed(narrowest):
+        needed = known[id(candidate)] = footprint(candidate, family)
+        if needed.total <= limit:
+            return known
+    leanest = min(narrowest, key=lambda candidate: known[id(candidate)].total)
+    raise InputError(
+        f"--memory-limit {show_bytes(limit)} is too little: {_describe(leanest)}, the leanest way to train, needs "
+        f"{show_bytes(known[id(leanest)].total)}; raise the limit, or lower --tasks-per-step, --queries, "
+        f"--shots or --filters"
+    )
 
 
 def _reason(learner: Learner, needed: Footprint, limit: int, over: str) -> str:
