@@ -56,6 +56,14 @@ def rehearse(
     steps = rehearsal_length(config)
     if not steps:
         return []
+    losses = climb(rehearsal(config, task_set, alpha, meta_lr, steps), alpha)
+    return [{"alpha": rate, "loss": loss} for rate, loss in losses.items()]
+
+
+def rehearsal(
+    config: TrainConfig, task_set: TaskSet, alpha: float, meta_lr: float, steps: int
+) -> Callable[[float], float]:
+    """Adaptation rate -> mean query loss over the last third of `steps` meta-steps from the start; one program."""
     learner = build_learner(config, task_set.description, alpha, meta_lr)
     learner = dataclasses.replace(learner, back_offs=0)
     keys, advance = split_keys(config.seed), compile_advance(learner)
@@ -74,7 +82,7 @@ def rehearse(
         healthy = int(end.failure) == HEALTHY and int(window.steps) > 0
         return float(window.loss) / int(window.steps) if healthy else math.inf
 
-    return [{"alpha": rate, "loss": loss} for rate, loss in climb(loss_at, alpha).items()]
+    return loss_at
 
 
 def climb(loss_at: Callable[[float], float], start: float) -> dict[float, float]:
