@@ -265,6 +265,7 @@ def test_normalised_model_has_features_of_length_one():
     model = zou_fig3._normalised(conv4((28, 28, 1), 3, filters=4))
     params = model.init(jax.random.key(0))
     x = jax.random.uniform(jax.random.key(1), (5, 28, 28, 1))
+    assert model.features is not None
     features = model.features(params, x)
     np.testing.assert_allclose(jnp.linalg.norm(features, axis=1), 1.0, atol=1e-5)
     expected = features @ params["head"]["weight"] + params["head"]["bias"]

@@ -60,7 +60,7 @@ class Experiment:
     claims : records -> the paper's claims and their verdicts
     float64 : whether the run needs double precision
     needs : "omniglot" if the run reads it; the configuration then has a field `data`
-    cost : what the scale of the paper takes where that is hours, extrapolated from a measured part of it
+    cost : what the scale of the paper takes where that is long, extrapolated from a measured part of it
     """
 
     name: str

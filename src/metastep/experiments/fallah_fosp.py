@@ -114,16 +114,11 @@ def _sampled_run(tasks: Batch, known: Constants, alpha: float, sizes: tuple[int,
     _, support, query = sizes
     parts = (support, query, support, support)  # D_in, D_o, D_h and the batch of the step size
     directions = _directions(alpha, known.hessian_lipschitz)
+    step_size = known.within(theory.meta_step_size, alpha)
 
     def move(w: Array, name: str, algorithm: Any, episodes: Episode, measured: Batch) -> Array:
         gradients = jax.vmap(jax.grad(task_loss), (None, 0))(w, measured)
-        beta = theory.meta_step_size(
-            algorithm,
-            jnp.linalg.norm(gradients, axis=-1),
-            alpha=alpha,
-            smoothness=known.smoothness,
-            hessian_lipschitz=known.hessian_lipschitz,
-        )
+        beta = step_size(algorithm, jnp.linalg.norm(gradients, axis=-1))
         return w - beta * jnp.mean(jax.vmap(directions[name], (None, 0))(w, episodes), axis=0)
 
     def step(params: dict[str, Array], index: Array) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -193,29 +188,17 @@ def _floors(
     """Mean |grad F| over the last quarter of the runs, beside what the theorems promise."""
     tail = len(means["maml"]) // 4
     measured = {name: float(np.mean(path[-tail:])) for name, path in means.items()}
+    floor = known.within(theory.error_floor, alpha)
     predicted = {
-        name: float(_predicted(theory.error_floor, algorithm, sizes, known, alpha))
-        for name, algorithm, _, _ in _ALGORITHMS
+        name: float(floor(algorithm, **_batches(sizes))) for name, algorithm, _, _ in _ALGORITHMS
     }
     return {"sizes": list(sizes), "measured": measured, "predicted": predicted}
 
 
-def _predicted(
-    formula: Callable, algorithm: str, sizes: tuple, known: Constants, alpha: float, **more
-):
-    """A bound of the theory at batch sizes (B, D_in, D_o)."""
-    return formula(
-        algorithm,
-        alpha=alpha,
-        smoothness=known.smoothness,
-        hessian_lipschitz=known.hessian_lipschitz,
-        sigma=known.sigma,
-        sigma_tilde=known.sigma_tilde,
-        num_tasks=float(sizes[0]),
-        support_size=float(sizes[1]),
-        query_size=float(sizes[2]),
-        **more,
-    )
+def _batches(sizes: tuple[int, int, int]) -> dict[str, float]:
+    """B, D_in and D_o as the theory names them."""
+    names = ("num_tasks", "support_size", "query_size")
+    return {name: float(size) for name, size in zip(names, sizes, strict=True)}
 
 
 def _iterations(
@@ -225,13 +208,11 @@ def _iterations(
     is F(w_0), as F >= 0."""
     start = jnp.full(tasks.x.shape[-1], config.start)
     gap = float(theory.meta_objective(task_loss, start, tasks, alpha))
+    promised = known.within(theory.iteration_bound, alpha)
     rows = []
     for halvings in range(1, 6):
         epsilon = float(path[0]) / 2**halvings
-        bound = _predicted(
-            theory.iteration_bound, "maml", config.sizes[0], known, alpha,
-            epsilon=epsilon, initial_gap=gap,
-        )  # fmt: skip
+        bound = promised("maml", epsilon=epsilon, initial_gap=gap, **_batches(config.sizes[0]))
         below = np.flatnonzero(path <= epsilon)
         reached = float(below[0]) if below.size else None
         rows.append({"epsilon": epsilon, "reached": reached, "bound": float(bound)})

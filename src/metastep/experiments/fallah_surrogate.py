@@ -101,13 +101,7 @@ def _gaps(
         terms = np.asarray(over_draws(places, weights))  # (places, draws, dim)
         gap = np.linalg.norm(terms.mean(axis=1), axis=-1)
         error = np.sqrt(terms.var(axis=1).sum(axis=-1) / config.draws)
-        bound = theory.sampling_gap_bound(
-            alpha=alpha,
-            smoothness=known.smoothness,
-            sigma_tilde=known.sigma_tilde,
-            sigma_hessian=known.sigma_hessian,
-            support_size=float(size),
-        )
+        bound = known.within(theory.sampling_gap_bound, alpha)(support_size=float(size))
         worst = int(np.argmax(gap))
         rows.append({
             "support": size, "gap": float(gap[worst]), "error": float(error[worst]),
@@ -122,11 +116,9 @@ def _exact_gradient(tasks: Batch, alpha: float):
 
 
 def _local_smoothness(w: Array, tasks: Batch, known: Constants, alpha: float) -> Array:
-    """L(w), from the exact gradients of all tasks."""
+    """L(w), from the exact gradients of all these tasks; on batches of a few of them L̃(w)."""
     norms = jnp.linalg.norm(jax.vmap(jax.grad(task_loss), (None, 0))(w, tasks), axis=-1)
-    return theory.meta_smoothness(
-        norms, alpha=alpha, smoothness=known.smoothness, hessian_lipschitz=known.hessian_lipschitz
-    )
+    return known.within(theory.meta_smoothness, alpha)(norms)
 
 
 def _lemma_ratios(
@@ -155,15 +147,7 @@ def _descent(
 
     The estimate takes the smallest batches that the lemma allows.
     """
-    sizes = theory.batch_size_conditions(
-        "maml",
-        alpha=alpha,
-        smoothness=known.smoothness,
-        hessian_lipschitz=known.hessian_lipschitz,
-        sigma=known.sigma,
-        sigma_tilde=known.sigma_tilde,
-        sigma_hessian=known.sigma_hessian,
-    )
+    sizes = known.within(theory.batch_size_conditions, alpha)("maml")
     step_tasks, step_size = int(sizes.step_tasks), int(sizes.step_size)
     gradient = _exact_gradient(tasks, alpha)
 
@@ -172,13 +156,7 @@ def _descent(
 
         def estimate(one: Array) -> Array:
             (batch,) = take_batches(tasks, one, (step_size,))
-            norms = jnp.linalg.norm(jax.vmap(jax.grad(task_loss), (None, 0))(w, batch), axis=-1)
-            return theory.meta_smoothness(
-                norms,
-                alpha=alpha,
-                smoothness=known.smoothness,
-                hessian_lipschitz=known.hessian_lipschitz,
-            )
+            return _local_smoothness(w, batch, known, alpha)
 
         estimates = jax.vmap(estimate)(index)
         local = _local_smoothness(w, tasks, known, alpha)

@@ -5,6 +5,9 @@ The loss is smooth, not quadratic, and separates over the coordinates, so that e
 """
 
 import dataclasses
+import inspect
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +36,12 @@ class Constants:
     def record(self) -> dict[str, float]:
         """As a JSON-able dict."""
         return dataclasses.asdict(self)
+
+    def within(self, formula: Callable, alpha: float | Array) -> Callable:
+        """A formula of the theory at `alpha`, with those of the constants that it asks for filled in."""
+        asked = inspect.signature(formula).parameters
+        known = {name: value for name, value in self.record().items() if name in asked}
+        return partial(formula, alpha=alpha, **known)
 
 
 @jax.custom_jvp

@@ -89,7 +89,7 @@ def _row(run: Run) -> str:
     ]
     for scale in SCALES:
         result = run.get(scale, {"cpu_seconds": None, "peak_memory_mb": None})
-        costs = (result["cpu_seconds"], result["peak_memory_mb"])
+        costs = (result.get("cpu_seconds"), result["peak_memory_mb"])
         cells += ["" if cost is None else f"{cost:.0f}" for cost in costs]
     return f"| {' | '.join(cells)} |"
 
@@ -118,14 +118,12 @@ def _section(run: Run) -> str:
 
 
 def _not_run(run: Run) -> str:
-    """What the scale of the paper would cost, where it was not run for that."""
+    """That the scale of the paper was not run, and what it would cost."""
+    if "paper" in run:
+        return ""
     costs = {summary.name: summary.cost for summary in summaries()}
     cost = costs.get(_shown(run)["name"], "")
-    return (
-        f" The scale of the paper was not run: it takes {cost}."
-        if cost and "paper" not in run
-        else ""
-    )
+    return " The scale of the paper was not run" + (f": it takes {cost}." if cost else ".")
 
 
 def _changed(run: Run) -> list[str]:

@@ -107,4 +107,5 @@ EXPERIMENT = Experiment(
     claims=claims,
     float64=False,
     needs="omniglot",
+    cost="about 4 hours of processor time, at the measured 2.2 s per meta-step of each of 63 trainings",
 )

@@ -85,4 +85,5 @@ EXPERIMENT = Experiment(
     plot=plot,
     claims=claims,
     float64=False,
+    cost="about 10 minutes of processor time, at the measured 1.2 s per meta-step of its 169 trainings together",
 )
