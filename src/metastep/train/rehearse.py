@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from metastep.train.build import build_learner
@@ -64,8 +63,8 @@ def rehearsal(
     config: TrainConfig, task_set: TaskSet, alpha: float, meta_lr: float, steps: int
 ) -> Callable[[float], float]:
     """Adaptation rate -> mean query loss over the last third of `steps` meta-steps from the start; one program."""
+    # The very learner of the run, back-offs and all, so that the compiler's cache has the run's program ready.
     learner = build_learner(config, task_set.description, alpha, meta_lr)
-    learner = dataclasses.replace(learner, back_offs=0)
     keys, advance = split_keys(config.seed), compile_advance(learner)
     start = initial_state(learner, keys["parameters"], steps)
 
@@ -78,9 +77,8 @@ def rehearsal(
         state = dataclasses.replace(start, meta=meta, rate_state=rate_state)
         settled = train_until(state, steps - max(steps // 3, 1))
         end = train_until(dataclasses.replace(settled, window=Window.empty()), steps)
-        window = jax.device_get(end.window)
-        healthy = int(end.failure) == HEALTHY and int(window.steps) > 0
-        return float(window.loss) / int(window.steps) if healthy else math.inf
+        failed = int(end.failure) != HEALTHY or int(end.incidents.count) > 0
+        return math.inf if failed else float(end.window.loss) / int(end.window.steps)
 
     return loss_at
 
