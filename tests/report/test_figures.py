@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from metastep._errors import InputError
 from metastep.report import figures, pictures, save_figure, style
 from metastep.report.folder import check_examples
+from metastep.report.lines import Series, draw
 
 
 def line(figure: Figure, label: str):
@@ -220,3 +221,13 @@ def test_unusable_examples_are_refused_with_the_reason():
     examples["after"] = examples["after"][:2]
     with pytest.raises(InputError, match="disagree on the number of tasks"):
         check_examples(examples)
+
+
+@pytest.mark.parametrize(("log_y", "lowest"), [(True, 0.2), (False, -1.0)])
+def test_band_that_reaches_zero_does_not_fill_a_logarithmic_panel(log_y, lowest):
+    figure = Figure()
+    series = Series("loss", [1, 2], [2.0, 2.0], [3.0, 1.0])
+    draw(figure.subplots(), [series], "x", "y", log_y=log_y)
+    corners = figure.axes[0].collections[0].get_paths()[0].vertices
+    assert corners[:, 1].min() == pytest.approx(lowest)
+    assert corners[:, 1].max() == pytest.approx(5.0)

@@ -186,14 +186,10 @@ def plot(records: dict[str, Any]) -> Figure:
     for panel, (shots, found) in zip(axes, curves.items(), strict=True):
         steps = np.arange(len(found["maml"]["mean"]))
         level = np.full(len(steps), oracle["mean"])
-        mean = _mean(found["maml"])
-        # An interval that reaches 0, as where a few tasks diverge, would fill the logarithmic panel.
-        intervals = zip(found["maml"]["ci95"], mean, strict=True)
-        width = [math.nan if w is None or w >= m else w for w, m in intervals]
         lines = [
             Series("pretrained", steps, found["pretrained"]["mean"], found["pretrained"]["ci95"],
                    style.BEFORE, marker="s"),
-            Series("MAML", steps, mean, width, style.AFTER, marker="o"),
+            Series("MAML", steps, _mean(found["maml"]), found["maml"]["ci95"], style.AFTER, marker="o"),
             Series("MAML, median task", steps, found["maml"]["median"], None, style.AFTER, ":"),
             Series("oracle", steps, level, None, style.TRUTH, "--"),
         ]  # fmt: skip

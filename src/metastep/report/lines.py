@@ -61,21 +61,24 @@ def draw(
 ) -> None:
     """Draw the series on existing axes, for figures of several panels."""
     for index, one in enumerate(series):
-        _draw_one(axes, one, one.color or style.PALETTE[index % len(style.PALETTE)])
+        _draw_one(axes, one, one.color or style.PALETTE[index % len(style.PALETTE)], log_y)
     axes.set(xlabel=x_label, ylabel=y_label, title=title)
     for name, is_log in (("x", log_x), ("y", log_y)):
         if is_log:
             _log_axis(axes, name)
 
 
-def _draw_one(axes: Axes, one: Series, color: str) -> None:
+def _draw_one(axes: Axes, one: Series, color: str, log_y: bool) -> None:
     x, y = np.asarray(one.x, float), np.asarray(one.y, float)
     # A line through a single finite point would be invisible.
     marker = one.marker or ("o" if np.isfinite(y).sum() == 1 else "")
     axes.plot(x, y, one.line, marker=marker, color=color, label=one.label, gid=series_id(one.label))
     if one.width is not None:
         width = np.nan_to_num(np.asarray(one.width, float))
-        axes.fill_between(x, y - width, y + width, color=color, alpha=0.18, linewidth=0)
+        low = y - width
+        if log_y:  # a band that reaches 0 would fill a logarithmic panel down to its edge
+            low = np.where(low > 0, low, y / 10)
+        axes.fill_between(x, low, y + width, color=color, alpha=0.18, linewidth=0)
 
 
 def series_id(label: str) -> str:
