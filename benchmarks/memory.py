@@ -82,25 +82,39 @@ def measure(derivative: str, steps: int, width: int, time_it: bool, family: FewS
     }
 
 
+def cell(row: dict) -> tuple[int, int, int]:
+    """Where a row stands in the table."""
+    return row["tasks_at_once"], row["steps"], DERIVATIVES.index(row["derivative"])
+
+
+def with_row(rows: list[dict], new: dict) -> list[dict]:
+    """The rows with a new one last, in place of what was measured in its cell before."""
+    return [row for row in rows if cell(row) != cell(new)] + [new]
+
+
 def draw(rows: list[dict], path: Path) -> None:
-    """Temporary memory against inner steps, one panel for each number of tasks side by side."""
+    """Temporary memory of a meta-step against inner steps."""
     from metastep.report import style
     from metastep.report.lines import Series, line_figure
 
+    widths = sorted({row["tasks_at_once"] for row in rows})
+    looks = zip(
+        DERIVATIVES,
+        (style.VERMILLION, style.BLUE, style.GREEN),
+        ("o", "s", "^"),
+        ("-", "-", "--"),  # two of them nearly coincide
+        strict=True,
+    )
     series = []
-    for width, line in zip(
-        sorted({row["tasks_at_once"] for row in rows}), ("-", "--"), strict=False
-    ):
-        for derivative, color, marker in zip(
-            DERIVATIVES, (style.VERMILLION, style.BLUE, style.GREEN), ("o", "s", "^"), strict=True
-        ):
+    for derivative, color, marker, line in looks:
+        for width in widths:
             mine = [r for r in rows if (r["derivative"], r["tasks_at_once"]) == (derivative, width)]
-            label = f"{derivative}, {width} task{'s' * (width > 1)} at once"
+            label = derivative if len(widths) == 1 else f"{derivative}, {width} at once"
             y = [row["temporary_bytes"] / 1e9 for row in mine]
-            series.append(
-                Series(label, [r["steps"] for r in mine], y, color=color, line=line, marker=marker)
-            )
-    figure = line_figure(series, "inner steps", "temporary memory (GB)", log_x=True, log_y=True)
+            x = [row["steps"] for row in mine]
+            series.append(Series(label, x, y, color=color, line=line, marker=marker))
+    figure = line_figure(series, "inner steps", "temporary memory (GB)")
+    figure.axes[0].set(ylim=(0, None), xlim=(0, 1.04 * max(row["steps"] for row in rows)))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(style.render(figure, "png"))
 
@@ -111,26 +125,29 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[1, TASKS])
     parser.add_argument("--time", type=int, nargs="*", default=[], help="inner steps to time too")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "memory.json")
+    parser.add_argument("--add", action="store_true", help="to what was measured before")
     parser.add_argument("--draw", action="store_true", help="draw what was measured before")
     options = parser.parse_args()
     if options.draw:
         draw(json.loads(options.out.read_text())["rows"], ROOT / "docs" / "figures" / "memory.png")
         return
-    family, rows = make_family(), []
+    family = make_family()
+    rows = json.loads(options.out.read_text())["rows"] if options.add else []
     for width in options.widths:
         for steps in options.steps:
             for derivative in DERIVATIVES:
                 time_it = steps in options.time and width == 1
-                rows.append(measure(derivative, steps, width, time_it, family))
+                rows = with_row(rows, measure(derivative, steps, width, time_it, family))
                 print(json.dumps(rows[-1]), flush=True)
                 record = {
                     "network": f"conv4-{FILTERS}-max on {SIZE}x{SIZE}x{CHANNELS}",
                     "tasks_per_step": TASKS,
                     "jax": jax.__version__,
                     "device": jax.devices()[0].device_kind,
-                    "rows": rows,
+                    "rows": sorted(rows, key=cell),
                 }
                 options.out.write_text(json.dumps(record, indent=1) + "\n")
+    rows = sorted(rows, key=cell)
     draw(rows, ROOT / "docs" / "figures" / "memory.png")
 
 
