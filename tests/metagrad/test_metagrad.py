@@ -280,6 +280,18 @@ def test_batch_norm_is_right_side_by_side():
     assert inner_product(gradient, direction) == pytest.approx(expected, rel=1e-6)
 
 
+def test_features_computed_once_give_the_gradient_of_anil():
+    model, objective, family = convolution_problem()
+    parts = Objective.of(model.apply, family.kind, model.features, model.head)
+    _, adapter, alpha, meta, episode = setting("conv4", "anil", steps=3)
+    outcome, found = run(Exact(), parts, adapter, scalar_rate(alpha), meta, episode)
+    expected_outcome, expected = run(Exact(), objective, adapter, scalar_rate(alpha), meta, episode)
+    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-13)
+    assert float(jnp.abs(found.params["block1"]["kernel"]).max()) > 1e-6
+    assert float(outcome.loss) == pytest.approx(float(expected_outcome.loss), rel=1e-12)
+
+
 def test_a_group_size_that_does_not_divide_is_refused():
     objective, adapter, alpha, meta, _ = setting("mlp")
     episodes = batch_of_episodes(regression_problem()[2], jax.random.key(7), 6)

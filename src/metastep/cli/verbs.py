@@ -60,6 +60,9 @@ def _keep_compiled_programs() -> None:
     """Compile a program once per machine, not once per start. JAX's own environment variables win."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # Most of a start's compiling is programs of a few tenths of a second, which JAX would not keep.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _show(record: dict[str, Any], table: Any, *, as_json: bool) -> None:

@@ -100,6 +100,18 @@ class Exact(AbstractThrough):
         del alpha
         return support_gradient(objective, episode.support, episode.curvature, self.derivative)
 
+    def _adapt_and_judge(
+        self,
+        objective: Objective,
+        adapter: AbstractAdapter,
+        alpha: Rate,
+        params: Params,
+        episode: Episode,
+    ) -> TaskOutcome:
+        if self.derivative != "forward":  # which has no derivative with respect to features
+            objective, episode = objective.past_features(params, episode)
+        return super()._adapt_and_judge(objective, adapter, alpha, params, episode)
+
 
 @source("finn2017", "section 5.2, first-order approximation", "as printed")
 @source("fallah2020", "equation (9), FO-MAML", "corrected")

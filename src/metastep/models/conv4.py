@@ -123,8 +123,11 @@ def conv4(
             x = _block(params[f"block{i + 1}"], x, pooling)
         return jnp.mean(x, axis=(1, 2)) if pooling == "stride" else x.reshape(x.shape[0], -1)
 
+    def head(params: Params, features: Array) -> Array:
+        return apply_dense(params["head"], features)
+
     def apply(params: Params, x: Array) -> Array:
-        return apply_dense(params["head"], features(params, x))
+        return head(params, features(params, x))
 
     name = f"conv4-{filters}-{pooling}"
-    return Model(init, apply, head_named("head"), features, "sequential", name)
+    return Model(init, apply, head_named("head"), features, "sequential", name, head)

@@ -26,6 +26,8 @@ class Model:
         How many tasks share a CPU best: matrices this small gain from being batched ("vmap"),
         convolutions from staying in cache one task at a time ("sequential"). Ignored on accelerators.
     name : shown in reports
+    head : (params, features) -> outputs, from what `features` gives: ANIL then computes the features of a task once,
+        and not at every inner step
 
     Examples
     --------
@@ -39,6 +41,7 @@ class Model:
     features: Callable[[Params, Array], Array] | None = None
     task_mapping: Literal["vmap", "sequential"] = "vmap"
     name: str = "model"
+    head: Callable[[Params, Array], Array] | None = None
 
 
 def head_named(name: str) -> Callable[[Params], PyTree[bool]]:

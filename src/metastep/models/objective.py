@@ -8,8 +8,9 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from metastep._errors import InputError, check_choice
-from metastep._types import Batch, Kind, Loss, Params, Scalar
+from metastep._types import Batch, Episode, Kind, Loss, Params, Scalar
 
+Apply = Callable[[Params, Array], Array]
 OutputLoss = Callable[[Array, Array], Scalar]
 
 
@@ -53,16 +54,36 @@ class Objective(eqx.Module):
     apply : (params, x) -> outputs
     output_loss : (outputs, y) -> scalar, a mean over examples and convex in the outputs
     metric : (outputs, y) -> scalar to report beside the loss, such as `accuracy`; None for none
+    features, head : `apply` in two parts, (params, x) -> features and (params, features) -> outputs, where the inner
+        loop leaves alone whatever the features depend on (ANIL); None otherwise
     """
 
-    apply: Callable[[Params, Array], Array] = eqx.field(static=True)
+    apply: Apply = eqx.field(static=True)
     output_loss: OutputLoss = eqx.field(static=True)
     metric: OutputLoss | None = eqx.field(static=True, default=None)
+    features: Apply | None = eqx.field(static=True, default=None)
+    head: Apply | None = eqx.field(static=True, default=None)
 
     @classmethod
-    def of(cls, apply: Callable[[Params, Array], Array], kind: Kind) -> "Objective":
+    def of(
+        cls, apply: Apply, kind: Kind, features: Apply | None = None, head: Apply | None = None
+    ) -> "Objective":
         """The usual objective: squared error for regression; cross-entropy and accuracy for classification."""
-        return cls(apply, loss_for(kind), accuracy if kind == "classification" else None)
+        metric = accuracy if kind == "classification" else None
+        return cls(apply, loss_for(kind), metric, features, head)
+
+    def past_features(self, params: Params, episode: Episode) -> tuple["Objective", Episode]:
+        """The objective of the head alone, and the episode as the head sees it; themselves where not in two parts."""
+        if self.features is None or self.head is None:
+            return self, episode
+        features = self.features
+
+        def seen(batch: Batch) -> Batch:
+            return Batch(features(params, batch.x), batch.y)
+
+        curvature = None if episode.curvature is None else seen(episode.curvature)
+        parts = Episode(seen(episode.support), seen(episode.query), curvature)
+        return Objective(self.head, self.output_loss, self.metric), parts
 
     def __call__(self, params: Params, batch: Batch) -> Scalar:
         return self.output_loss(self.apply(params, batch.x), batch.y)

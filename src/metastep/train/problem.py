@@ -226,10 +226,9 @@ def build_inner_loop(
     config: ProblemConfig, model: Model, description: dict[str, Any]
 ) -> tuple[Objective, GradientAdapter]:
     """The objective and the adapter of the chosen algorithm."""
-    steps = default_steps(config, description)
-    return Objective.of(model.apply, description["kind"]), algorithm(config.algorithm).adapter(
-        model, steps
-    )
+    chosen, steps = algorithm(config.algorithm), default_steps(config, description)
+    parts = {"features": model.features, "head": model.head} if chosen.head_only else {}
+    return Objective.of(model.apply, description["kind"], **parts), chosen.adapter(model, steps)
 
 
 def build_meta_gradient(config: ProblemConfig) -> AbstractMetaGradient:
