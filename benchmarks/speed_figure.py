@@ -46,9 +46,9 @@ def draw(record: dict[str, Any], out: Path) -> None:
                     facts["seconds"] / ours, place, marker, color=colour, markersize=size,
                     label=label, linestyle="none", zorder=3 if name == "metastep" else 2,
                 )  # fmt: skip
-    labels = [
-        f"{row['name']}: {1000 * row['contenders']['metastep']['seconds']:.3g} ms" for row in rows
-    ]
+    own = [1000 * row["contenders"]["metastep"]["seconds"] for row in rows]
+    shown = [f"{ms:,.0f}" if ms >= 100 else f"{ms:.2g}" for ms in own]
+    labels = [f"{row['name']}: {ms} ms" for row, ms in zip(rows, shown, strict=True)]
     axes.set_yticks(range(len(rows)), list(reversed(labels)))
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
