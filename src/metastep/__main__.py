@@ -1,0 +1,5 @@
+"""`python -m metastep` is `metastep`."""
+
+from metastep.cli import main
+
+main()
