@@ -1,4 +1,4 @@
-"""The convolution by products against JAX's own, in values and second derivatives, and the warning about the latter."""
+"""The convolution by products against JAX's own, in values and second derivatives, and the warning."""
 
 import warnings
 

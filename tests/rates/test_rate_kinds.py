@@ -158,5 +158,8 @@ def test_every_optimiser_has_a_rate_to_begin_with_and_a_reason(name):
 def test_unknown_optimisers_are_refused(function):
     with pytest.raises(InputError) as caught:
         function("lion")
-    expected = "optimizer is 'lion'; choose one of: adam, adamw, hypergradient, momentum, normalised-adam, rmsprop, sgd"
+    expected = (
+        "optimizer is 'lion'; choose one of: adam, adamw, hypergradient, momentum, normalised-adam, "
+        "rmsprop, sgd"
+    )
     assert str(caught.value) == expected
