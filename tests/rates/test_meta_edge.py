@@ -226,6 +226,6 @@ def test_what_cannot_be_measured_is_refused(rng):
         "for huge values"
     )
     with pytest.raises(
-        InputError, match="optimizer is 'lion'; choose one of: adam, adamw, momentum"
+        InputError, match="optimizer is 'lion'; choose one of: adam, adamw, hypergradient"
     ):
         meta_edge(loss, jnp.zeros(DIM), episodes, "lion", KEY)
