@@ -18,6 +18,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
 
 import hypothesis
+import jax
 import numpy as np
 import pytest
 
@@ -30,6 +31,18 @@ hypothesis.settings.load_profile("metastep")
 
 def pytest_report_header() -> str:
     return f"METASTEP_TEST_SEED={SEED}"
+
+
+_MOST_RESIDENT_BYTES = 2_500_000_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs_in_memory():
+    """Forget compiled programs between modules once they fill a worker's memory; the cache on disk still has them."""
+    yield
+    pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc").exists() else 0
+    if pages * os.sysconf("SC_PAGE_SIZE") > _MOST_RESIDENT_BYTES:
+        jax.clear_caches()
 
 
 @pytest.fixture
