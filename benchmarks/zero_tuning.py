@@ -271,12 +271,8 @@ def draw(rows: list[dict], out: Path) -> None:
     axes.set_xscale("log")
     ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.set_xlabel(
-        "held-out loss after adaptation, over the best cell's (red); dots: nothing given, bars: median cell"
-    )
-    axes.set_title(
-        "metastep with nothing given (dots) and the grid's median cell (bars), by meta-steps"
-    )
+    axes.set_xlabel("held-out loss after adaptation, over that of the grid's best cell")
+    axes.set_title("nothing given (dots), median cell (bars), by meta-steps")
     save_figure(figure, out / "zero_tuning")
 
 
