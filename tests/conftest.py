@@ -33,7 +33,7 @@ def pytest_report_header() -> str:
     return f"METASTEP_TEST_SEED={SEED}"
 
 
-_MOST_RESIDENT_BYTES = 2_500_000_000
+_MOST_RESIDENT_BYTES = 4_000_000_000
 
 
 @pytest.fixture(autouse=True, scope="module")
