@@ -31,7 +31,15 @@ def peer_python(root: Path) -> Path:
     pip = [str(python), "-m", "pip", "--quiet"]
     for packages in (TORCH, PACKAGES, PEERS):
         subprocess.run([*pip, "install", *packages], check=True, stdout=sys.stderr)
-    download = ["download", "--no-deps", "--no-binary", "learn2learn", LEARN2LEARN, "--dest", str(root)]
+    download = [
+        "download",
+        "--no-deps",
+        "--no-binary",
+        "learn2learn",
+        LEARN2LEARN,
+        "--dest",
+        str(root),
+    ]
     subprocess.run([*pip, *download], check=True, stdout=sys.stderr)
     with tarfile.open(next(root.glob("learn2learn-*.tar.gz"))) as archive:
         archive.extractall(root / "source", filter="data")
