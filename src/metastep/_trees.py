@@ -41,8 +41,3 @@ def norm(tree: PyTree) -> Float[Array, ""]:
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Whether every entry of every floating-point leaf is finite."""
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(flat)) for flat in as_vectors(tree)] or [True]))
-
-
-def select(condition: Bool[Array, ""], if_true: PyTree, if_false: PyTree) -> PyTree:
-    """Leaf by leaf, `if_true` where the scalar condition holds, else `if_false`."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)

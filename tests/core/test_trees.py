@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metastep._trees import all_finite, descend, norm, scale, select
+from metastep._trees import all_finite, descend, norm, scale
 
 
 def two_layers(rng, dtype=np.float64):
@@ -82,17 +82,3 @@ def test_norm_is_that_of_all_entries_whatever_their_precision(rng):
     leaves = [np.asarray(leaf, float).ravel() for leaf in counted]
     assert float(norm(tree)) == pytest.approx(np.linalg.norm(np.concatenate(leaves)), rel=1e-14)
     assert float(norm({})) == 0
-
-
-def test_select_takes_whole_trees():
-    yes, no = {"a": jnp.ones(2), "n": jnp.asarray(1)}, {"a": jnp.zeros(2), "n": jnp.asarray(0)}
-    for condition, expected in ((True, 1), (False, 0)):
-        chosen = jax.jit(select)(jnp.asarray(condition), yes, no)
-        np.testing.assert_array_equal(chosen["a"], np.full(2, expected))
-        assert int(chosen["n"]) == expected
-        assert chosen["n"].dtype == no["n"].dtype
-
-
-def test_select_keeps_nan_out():
-    chosen = select(jnp.asarray(False), jnp.full(3, jnp.nan), jnp.arange(3.0))
-    np.testing.assert_array_equal(chosen, [0, 1, 2])
