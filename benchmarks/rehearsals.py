@@ -42,7 +42,7 @@ def starts(name: str, seed: int, folder: Path) -> list[dict[str, Any]]:
     config, task_set = load(family, seed, folder)
     measured = measure_rates(config, task_set).alpha_chosen
     meta_lr, _ = choose_meta_lr(config, task_set, measured)
-    loss_at = rehearsal(config, task_set, measured, meta_lr, _STEPS)
+    trial = rehearsal(config, task_set, measured, meta_lr, _STEPS)
     rows = []
     for factor in _FACTORS:
         alpha = factor * measured
@@ -55,7 +55,7 @@ def starts(name: str, seed: int, folder: Path) -> list[dict[str, Any]]:
                 "seed": seed,
                 "factor": factor,
                 "alpha": alpha,
-                "rehearsal": loss_at(alpha),
+                "rehearsal": float(np.mean(trial(alpha))),
                 "held_out": float(result.test_loss[0, 0, 0, 0]),
                 "alpha_at_end": float(result.alpha[0, 0, 0, 0]),
             }

@@ -9,7 +9,14 @@ import pytest
 from metastep import MetaParams, PerStep
 from metastep._errors import InputError
 from metastep._trees import scale
-from metastep.rates import OPTIMIZERS, FixedRate, LearnedRate, default_meta_lr, make_optimizer
+from metastep.rates import (
+    OPTIMIZERS,
+    Factored,
+    FixedRate,
+    LearnedRate,
+    default_meta_lr,
+    make_optimizer,
+)
 
 PARAMS = {"body": jnp.ones((3, 2)), "head": {"bias": jnp.ones(2), "weight": jnp.ones((2, 2))}}
 
@@ -53,6 +60,7 @@ def test_a_new_fixed_rate_does_not_retrace():
         ("model", ()),
         ("layer", {"body": (), "head": {"bias": (), "weight": ()}}),
         ("parameter", shapes(PARAMS)),
+        ("both", Factored((), shapes(PARAMS))),
     ],
 )
 def test_learned_rates_start_as_given_and_fit_the_parameters(per, expected):
@@ -66,6 +74,23 @@ def test_learned_rates_start_as_given_and_fit_the_parameters(per, expected):
     stepped = scale(alpha, PARAMS)
     for leaf, like in zip(*map(jax.tree.leaves, (stepped, PARAMS)), strict=True):
         np.testing.assert_allclose(leaf, np.full(like.shape, 0.3), rtol=1e-14)
+
+
+def test_a_shared_rate_and_factors_move_and_scale_together():
+    rate = LearnedRate(0.3, "both")
+    rates, _ = rate.init(PARAMS)
+    total = lambda rates: sum(  # noqa: E731
+        jnp.sum(leaf**2) for leaf in jax.tree.leaves(rate.alpha(MetaParams(PARAMS, rates), None))
+    )
+    slope = jax.grad(total)(rates)  # d alpha^2 / d log alpha = 2 alpha^2
+    own = jax.tree.leaves(slope.own)
+    for leaf in own:
+        np.testing.assert_allclose(leaf, 2 * 0.3**2, rtol=1e-13)
+    np.testing.assert_allclose(slope.shared, sum(jnp.sum(leaf) for leaf in own), rtol=1e-13)
+    moved = Factored(rates.shared + 0.5, jax.tree.map(lambda leaf: leaf - 0.2, rates.own))
+    meta, _ = rate.scaled(MetaParams(PARAMS, moved), None, jnp.asarray(0.5))
+    for leaf in jax.tree.leaves(rate.alpha(meta, None)):
+        np.testing.assert_allclose(leaf, 0.3 * np.exp(0.3) / 2, rtol=1e-13)
 
 
 @pytest.mark.parametrize("per", ["model", "layer", "parameter"])
@@ -84,7 +109,7 @@ def test_learned_rates_stay_positive_and_are_differentiable(per):
 
 def test_learned_rates_have_the_precision_of_their_parameters():
     params = jax.tree.map(lambda leaf: leaf.astype("float32"), PARAMS)
-    for per in ("layer", "parameter"):
+    for per in ("layer", "parameter", "both"):
         rates, _ = LearnedRate(0.3, per).init(params)
         assert {leaf.dtype for leaf in jax.tree.leaves(rates)} == {jnp.dtype("float32")}
 
@@ -102,7 +127,9 @@ def test_a_learned_rate_can_be_made_within_compiled_code():
 
 
 def test_granularities_are_named():
-    with pytest.raises(InputError, match="per is 'head'; choose one of: layer, model, parameter"):
+    with pytest.raises(
+        InputError, match="per is 'head'; choose one of: both, layer, model, parameter"
+    ):
         LearnedRate(0.1, "head")
 
 

@@ -71,6 +71,22 @@ class FixedRate(AbstractRate):
         return meta, scale(factor, state)
 
 
+class Factored(eqx.Module):
+    """Logarithms of rates alpha_i = shared * own_i: what all parameters have in common, and what each has apart.
+
+    Adam moves every number it learns by about the meta rate, so a common cause moves all rates twice as fast through
+    `shared`, while the noise of single parameters averages out in it.
+
+    Attributes
+    ----------
+    shared : logarithm of the common rate
+    own : logarithm of each parameter's factor, like the parameters
+    """
+
+    shared: Float[Array, ""]
+    own: PyTree[Array]
+
+
 @source(
     "li2017", "equation (4), Meta-SGD", "corrected", "rates kept positive through their logarithm"
 )
@@ -80,37 +96,50 @@ class LearnedRate(AbstractRate):
     Attributes
     ----------
     start : the rate to begin with, above 0
-    per : "model" for one rate, "layer" for one per array of parameters, "parameter" for Meta-SGD
+    per : "model" for one rate, "layer" for one per array of parameters, "parameter" for Meta-SGD, "both" for a rate
+        of the model times a factor of each parameter (`Factored`)
 
     Raises
     ------
     InputError
-        When `start` is not a finite number above 0, or `per` is none of the three.
+        When `start` is not a finite number above 0, or `per` is none of the four.
     """
 
     start: Float[Array, ""] = eqx.field(converter=jnp.asarray)
-    per: Literal["model", "layer", "parameter"] = eqx.field(static=True, default="model")
+    per: Literal["model", "layer", "parameter", "both"] = eqx.field(static=True, default="model")
 
     def __check_init__(self) -> None:
-        check_choice("per", self.per, ("model", "layer", "parameter"))
+        check_choice("per", self.per, ("model", "layer", "parameter", "both"))
         if not isinstance(self.start, Tracer):  # within compiled code its value is not known
             check_positive("start", float(self.start))
 
     def init(self, params: Params) -> tuple[PyTree[Array], None]:
-        if self.per == "model":
-            return jnp.log(self.start), None
-        shape = (lambda leaf: ()) if self.per == "layer" else jnp.shape
         logarithm = jnp.log(self.start)
+        if self.per == "model":
+            return logarithm, None
+        if self.per == "both":
+            shared = logarithm.astype(jnp.result_type(*jax.tree.leaves(params)))
+            return Factored(shared, jax.tree.map(jnp.zeros_like, params)), None
+        shape = (lambda leaf: ()) if self.per == "layer" else jnp.shape
         return jax.tree.map(
             lambda leaf: jnp.full(shape(leaf), logarithm.astype(leaf.dtype)), params
         ), None
 
     def alpha(self, meta: MetaParams, state: RateState) -> Rate:
         del state
-        return jax.tree.map(jnp.exp, meta.rates)
+        if not isinstance(meta.rates, Factored):
+            return jax.tree.map(jnp.exp, meta.rates)
+        shared = meta.rates.shared
+        return jax.tree.map(lambda own: jnp.exp(shared.astype(own.dtype) + own), meta.rates.own)
 
     def scaled(
         self, meta: MetaParams, state: RateState, factor: Array
     ) -> tuple[MetaParams, RateState]:
-        rates = jax.tree.map(lambda leaf: leaf + jnp.log(factor).astype(leaf.dtype), meta.rates)
+        def scale_up(logarithms: PyTree[Array]) -> PyTree[Array]:
+            return jax.tree.map(lambda leaf: leaf + jnp.log(factor).astype(leaf.dtype), logarithms)
+
+        if isinstance(meta.rates, Factored):
+            rates = Factored(scale_up(meta.rates.shared), meta.rates.own)
+        else:
+            rates = scale_up(meta.rates)
         return MetaParams(meta.params, rates), state

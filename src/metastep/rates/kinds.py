@@ -23,6 +23,11 @@ class RateKind:
 
 
 RATES: dict[str, RateKind] = {
+    "shared-meta-sgd": RateKind(
+        lambda start, restrict: LearnedRate(start, "both"),
+        "each parameter has an alpha of its own, a shared rate times a factor, all learned with the initialisation "
+        "by the outer optimiser",
+    ),
     "meta-sgd": RateKind(
         lambda start, restrict: LearnedRate(start, "parameter"),
         "each parameter has an alpha of its own, learned with the initialisation by the outer optimiser",

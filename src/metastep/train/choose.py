@@ -16,7 +16,7 @@ from metastep.tasks import batch_of_episodes
 from metastep.train.config import ProblemConfig, TrainConfig, check_config
 from metastep.train.learner import side_by_side
 from metastep.train.problem import TaskSet, build_inner_loop, build_model, split_keys
-from metastep.train.rehearse import best, rehearsal_length, rehearse
+from metastep.train.rehearse import Rehearsals, rehearsal_length, rehearse
 from metastep.train.sharpness import SHARE_OF_EDGE
 
 _EDGE_TASKS, _LANCZOS = 32, 20
@@ -59,7 +59,7 @@ def choose_rates(config: TrainConfig, task_set: TaskSet) -> dict[str, Any]:
     alpha = float(record["alpha_chosen"])
     meta_lr, meta_reason = choose_meta_lr(config, task_set, alpha)
     rehearsals = rehearse(config, task_set, alpha, meta_lr)
-    if rehearsals:
+    if rehearsals is not None:
         record |= _after_rehearsals(config, rehearsals, record["alpha_reason"])
         if record["alpha_chosen"] != alpha:
             meta_lr, meta_reason = choose_meta_lr(config, task_set, record["alpha_chosen"])
@@ -73,22 +73,19 @@ def choose_rates(config: TrainConfig, task_set: TaskSet) -> dict[str, Any]:
     }
 
 
-def _after_rehearsals(
-    config: TrainConfig, rehearsals: list[dict[str, Any]], reason: str
-) -> dict[str, Any]:
+def _after_rehearsals(config: TrainConfig, rehearsals: Rehearsals, reason: str) -> dict[str, Any]:
     """What the short trainings change in the record of rates."""
-    measured = rehearsals[0]["alpha"]
-    chosen = best({row["alpha"]: row["loss"] for row in rehearsals})
-    others = ", ".join(f"{row['alpha']:.3g}" for row in rehearsals if row["alpha"] != chosen)
+    measured, chosen = next(iter(rehearsals.tried)), rehearsals.chosen
+    others = ", ".join(f"{alpha:.3g}" for alpha in rehearsals.tried if alpha != chosen)
     length = f"{rehearsal_length(config)} meta-steps each"
     if chosen == measured:
-        text = f"{reason}; in short trainings ({length}) none of {others} did better"
+        text = f"{reason}; in short trainings ({length}) none of {others} did clearly better"
     else:
         text = (
             f"it did better in short trainings ({length}) than {others}, of which {measured:.3g} was measured "
             f"before training: {reason}"
         )
-    return {"alpha_chosen": chosen, "alpha_reason": text, "rehearsals": to_plain(rehearsals)}
+    return {"alpha_chosen": chosen, "alpha_reason": text, "rehearsals": to_plain(rehearsals.rows())}
 
 
 def choose_meta_lr(config: TrainConfig, task_set: TaskSet, alpha: float) -> tuple[float, str]:

@@ -16,6 +16,7 @@ OptimizerName = Literal[
 ]
 RateName = Literal[
     "auto",
+    "shared-meta-sgd",
     "meta-sgd",
     "per-layer",
     "learned",
@@ -103,9 +104,10 @@ class TrainConfig(ProblemConfig):
     """Where alpha is auto and the run has at least 200 meta-steps: try the measured alpha, and rates three times
     larger or smaller while they do better, in short trainings of a hundredth of the run each, and take the best."""
     rate: RateName = "auto"
-    """What becomes of alpha in training: meta-sgd (one for each parameter, learned with the initialisation),
-    per-layer, learned (a single one), fixed; or followed by measurement: label-free, label-free-max,
-    label-aware, edge. auto: meta-sgd where --alpha is auto, fixed where it is given."""
+    """What becomes of alpha in training. Learned with the initialisation: shared-meta-sgd (a shared one times a
+    factor of each parameter), meta-sgd (one for each parameter), per-layer, learned (a single one). Followed by
+    measurement: label-free, label-free-max, label-aware, edge. Or fixed. auto: shared-meta-sgd where --alpha is
+    auto, fixed where it is given."""
     meta_lr: float | Literal["auto"] = "auto"
     """Meta (outer) rate at its peak. auto: a default argued for in the report."""
     schedule: ScheduleName = "auto"
@@ -235,7 +237,7 @@ def default_rate(config: TrainConfig) -> str:
     if config.rate != "auto":
         return config.rate
     learnable = config.alpha == "auto" and config.algorithm not in ("reptile", "erm")
-    return "meta-sgd" if learnable else "fixed"
+    return "shared-meta-sgd" if learnable else "fixed"
 
 
 def fill_defaults(config: TrainConfig, description: dict[str, Any], model: str) -> TrainConfig:

@@ -11,6 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
+import scipy.special
+from jaxtyping import Float
 
 from metastep.train.build import build_learner
 from metastep.train.config import TrainConfig
@@ -18,12 +21,13 @@ from metastep.train.problem import TaskSet, split_keys
 from metastep.train.state import HEALTHY, TrainState, Window, initial_state
 from metastep.train.step import compile_advance
 
-# Rehearsed rates are this far apart, at most so many of them, and the next one must be better by this share.
-_FACTOR, _MOST, _MARGIN = 3.0, 4, 0.01
+# Rehearsed rates are this far apart, at most so many of them, and the next one must be better by this share and at
+# this level of a one-sided test.
+_FACTOR, _MOST, _MARGIN, _LEVEL = 3.0, 4, 0.01, 0.05
 # Shorter runs than this are over before a rehearsal would pay.
 _SHORTEST_RUN = 200
 _LONGEST = 200
-_REHEARSED = ("meta-sgd", "per-layer", "learned", "fixed")
+_REHEARSED = ("shared-meta-sgd", "meta-sgd", "per-layer", "learned", "fixed")
 
 
 def rehearsal_length(config: TrainConfig) -> int:
@@ -35,10 +39,33 @@ def rehearsal_length(config: TrainConfig) -> int:
     return min(max(iterations // 100, 20), _LONGEST)
 
 
+Trial = Callable[[float], Float[np.ndarray, " steps"]]
+"""Adaptation rate -> the query loss of each of the last meta-steps of a short training at it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rehearsals:
+    """What was tried and what came of it.
+
+    Attributes
+    ----------
+    tried : adaptation rate -> query loss after adaptation of each meta-step in the last third of its training, in the
+        order of trying; infinite where it diverged
+    chosen : the rate to go with
+    """
+
+    tried: dict[float, Float[np.ndarray, " steps"]]
+    chosen: float
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One record for each rehearsal: `alpha`, and `loss`, the mean over the meta-steps."""
+        return [{"alpha": a, "loss": float(np.mean(losses))} for a, losses in self.tried.items()]
+
+
 def rehearse(
     config: TrainConfig, task_set: TaskSet, alpha: float, meta_lr: float
-) -> list[dict[str, Any]]:
-    """Short trainings at `alpha` and rates around it, uphill in steps of three until they get worse.
+) -> Rehearsals | None:
+    """Short trainings at `alpha` and rates around it, uphill in steps of three until they get no better.
 
     Parameters
     ----------
@@ -49,65 +76,70 @@ def rehearse(
 
     Returns
     -------
-    one record for each rehearsal, in the order of trying: `alpha`, and `loss`, the mean query loss after adaptation
-    over its last third (infinite where it diverged). Empty if there is nothing to rehearse.
+    what `climb` found; None if there is nothing to rehearse.
     """
     steps = rehearsal_length(config)
-    if not steps:
-        return []
-    losses = climb(rehearsal(config, task_set, alpha, meta_lr, steps), alpha)
-    return [{"alpha": rate, "loss": loss} for rate, loss in losses.items()]
+    return climb(rehearsal(config, task_set, alpha, meta_lr, steps), alpha) if steps else None
 
 
 def rehearsal(
     config: TrainConfig, task_set: TaskSet, alpha: float, meta_lr: float, steps: int
-) -> Callable[[float], float]:
-    """Adaptation rate -> mean query loss over the last third of `steps` meta-steps from the start; one program."""
+) -> Trial:
+    """Short trainings of `steps` meta-steps from the start, judged by their last third; one program."""
     # The very learner of the run, back-offs and all, so that the compiler's cache has the run's program ready.
     learner = build_learner(config, task_set.description, alpha, meta_lr)
     keys, advance = split_keys(config.seed), compile_advance(learner)
     start = initial_state(learner, keys["parameters"], steps)
+    judged = max(steps // 3, 1)
 
     def train_until(state: TrainState, until: int) -> TrainState:
+        state = dataclasses.replace(state, window=Window.empty())
         return advance(task_set.splits.train, keys["rates"], state, jnp.asarray(until))
 
-    def loss_at(rate: float) -> float:
+    def trial(rate: float) -> np.ndarray:
         factor = jnp.asarray(rate / alpha, float)
         meta, rate_state = learner.rate.scaled(start.meta, start.rate_state, factor)
         state = dataclasses.replace(start, meta=meta, rate_state=rate_state)
-        settled = train_until(state, steps - max(steps // 3, 1))
-        end = train_until(dataclasses.replace(settled, window=Window.empty()), steps)
-        failed = int(end.failure) != HEALTHY or int(end.incidents.count) > 0
-        return math.inf if failed else float(end.window.loss) / int(end.window.steps)
+        state, losses = train_until(state, steps - judged), []
+        for until in range(steps - judged + 1, steps + 1):
+            state = train_until(state, until)
+            losses.append(float(state.window.loss))
+        failed = int(state.failure) != HEALTHY or int(state.incidents.count) > 0
+        return np.full(judged, math.inf) if failed else np.array(losses)
 
-    return loss_at
+    return trial
 
 
-def climb(loss_at: Callable[[float], float], start: float) -> dict[float, float]:
-    """Losses at `start`, then at three times it, or a third if that was no better, and on in the better direction.
+def climb(trial: Trial, start: float) -> Rehearsals:
+    """Try `start`, then three times it, or a third if that was no better, and go on in the better direction.
 
-    Stops when the next rate is not better by 1 %, or after four rates. Where the first one diverges, there is only
+    Stops when the next rate is not clearly better, or after four rates. Where the first one diverges, there is only
     the way down.
     """
-    losses = {start: loss_at(start)}
-
-    def better(rate: float) -> bool:
-        so_far = min(losses.values())
-        losses[rate] = loss_at(rate)
-        return losses[rate] < (1 - _MARGIN) * so_far or math.isinf(so_far)
-
-    diverges = math.isinf(losses[start])
-    for direction in (1 / _FACTOR,) if diverges else (_FACTOR, 1 / _FACTOR):
-        rate = start * direction
-        while len(losses) < _MOST and better(rate):
-            rate *= direction
-        if best(losses) != start:
+    tried, leader = {start: trial(start)}, start
+    upwards = np.isfinite(tried[start]).all()
+    for direction in (_FACTOR, 1 / _FACTOR) if upwards else (1 / _FACTOR,):
+        while len(tried) < _MOST:
+            rate = leader * direction
+            tried[rate] = trial(rate)
+            if np.isfinite(tried[leader]).all() and not clearly_better(tried[rate], tried[leader]):
+                break
+            leader = rate
+        if leader != start:
             break
-    return losses
+    return Rehearsals(tried, leader if np.isfinite(tried[leader]).all() else start)
 
 
-def best(losses: dict[float, float]) -> float:
-    """The rate to go with: that of the lowest loss, the first one tried unless another is better by 1 %."""
-    first = next(iter(losses))
-    lowest = min(losses, key=losses.__getitem__)
-    return lowest if losses[lowest] < (1 - _MARGIN) * losses[first] else first
+def clearly_better(losses: np.ndarray, others: np.ndarray) -> bool:
+    """Whether losses are lower than others on the same tasks, by 1 % and by more than their scatter explains.
+
+    Compared meta-step by meta-step and as ratios: where tasks are heavy-tailed, the mean loss of a few meta-steps is
+    that of their hardest task, and says which rate that task would like.
+    """
+    if not np.isfinite(losses).all() or not np.isfinite(others).all():
+        return bool(np.isfinite(losses).all())
+    smallest = np.finfo(float).tiny
+    gains = np.log(np.maximum(others, smallest)) - np.log(np.maximum(losses, smallest))
+    quantile = scipy.special.stdtrit(len(gains) - 1, 1 - _LEVEL)
+    scatter = quantile * np.std(gains, ddof=1) / math.sqrt(len(gains))
+    return bool(np.mean(gains) > max(scatter, -math.log1p(-_MARGIN)))
