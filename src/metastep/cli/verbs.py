@@ -1,7 +1,6 @@
 """One function per verb: options in, library called, result written."""
 
 import dataclasses
-import json
 import os
 import shlex
 from collections.abc import Sequence
@@ -9,12 +8,11 @@ from typing import Any, TypeVar
 
 import jax
 import tyro
-from rich.console import Console
 
 from metastep import datasets
 from metastep._errors import DivergenceError, InputError, check_count, check_positive
 from metastep._records import to_plain, write_json
-from metastep.cli.mapping import draw_map
+from metastep.cli.endings import show, write_report
 from metastep.cli.options import (
     AdaptOptions,
     EvaluateOptions,
@@ -28,7 +26,6 @@ from metastep.cli.progress import Fanout, TensorBoardObserver, error_console, wa
 from metastep.cli.together import taking_part
 from metastep.datasets.paths import cache_root
 from metastep.rates import default_meta_lr
-from metastep.report import tables, write_report
 from metastep.train import (
     RunFolder,
     TrainConfig,
@@ -65,13 +62,6 @@ def _keep_compiled_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def _show(record: dict[str, Any], table: Any, *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(to_plain(record), allow_nan=False))
-    else:
-        Console(highlight=False).print(table)
-
-
 def rates(arguments: list[str]) -> None:
     """`metastep rates TASKS`."""
     options = parse(RatesOptions, "rates", arguments)
@@ -87,8 +77,10 @@ def rates(arguments: list[str]) -> None:
     meta_lr, meta_reason = default_meta_lr("normalised-adam")
     record = to_plain(advice) | edges | {"meta_lr": meta_lr, "meta_lr_reason": meta_reason}
     if options.map:
+        from metastep.cli.mapping import draw_map  # draws, which nothing else here does
+
         record["map"] = draw_map(options, task_set, advice.alpha_chosen)
-    _show(record, tables.rates_table(record), as_json=options.json)
+    show(record, "rates", as_json=options.json)
 
 
 def train(arguments: list[str]) -> None:
@@ -103,7 +95,7 @@ def train(arguments: list[str]) -> None:
     if not crew.leads:
         return
     record = to_plain(result) | {"report": str(write_report(folder.path))}
-    _show(record, tables.info_table(record), as_json=options.json)
+    show(record, "info", as_json=options.json)
 
 
 def _library_config(options: TrainOptions) -> TrainConfig:
@@ -213,7 +205,7 @@ def evaluate(arguments: list[str]) -> None:
     if examples:
         folder.write_arrays(folder.examples, examples)
     write_report(folder.path)
-    _show(record, tables.evaluation_table(record), as_json=options.json)
+    show(record, "evaluation", as_json=options.json)
 
 
 def adapt(arguments: list[str]) -> None:
@@ -242,7 +234,7 @@ def adapt(arguments: list[str]) -> None:
         "query": len(query_x),
         **score(predictions, query_y, run.description["kind"]),
     }
-    _show(record, tables.info_table(record), as_json=options.json)
+    show(record, "info", as_json=options.json)
 
 
 def _rows_like(description: dict[str, Any]) -> dict[str, Any]:
@@ -289,7 +281,7 @@ def _fetch(arguments: list[str]) -> None:
             datasets.data_root(options.data), options.source, progress=progress
         )
     record = {"name": options.name, "folder": str(fetched.folder), "files": fetched.actions}
-    _show(record, tables.info_table(record), as_json=options.json)
+    show(record, "info", as_json=options.json)
 
 
 def _info(arguments: list[str]) -> None:
@@ -305,4 +297,4 @@ def _info(arguments: list[str]) -> None:
         check_count("--seed", options.seed, minimum=0)
         record = datasets.describe(load_files(options))
     record = {"source": options.tasks, **record}
-    _show(record, tables.info_table(record), as_json=options.json)
+    show(record, "info", as_json=options.json)

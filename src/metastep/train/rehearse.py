@@ -12,7 +12,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 from jaxtyping import Float
 
 from metastep.train.build import build_learner
@@ -138,8 +137,10 @@ def clearly_better(losses: np.ndarray, others: np.ndarray) -> bool:
     """
     if not np.isfinite(losses).all() or not np.isfinite(others).all():
         return bool(np.isfinite(losses).all())
+    from scipy.special import stdtrit  # half a second that a run without rehearsals does not pay
+
     smallest = np.finfo(float).tiny
     gains = np.log(np.maximum(others, smallest)) - np.log(np.maximum(losses, smallest))
-    quantile = scipy.special.stdtrit(len(gains) - 1, 1 - _LEVEL)
+    quantile = stdtrit(len(gains) - 1, 1 - _LEVEL)
     scatter = quantile * np.std(gains, ddof=1) / math.sqrt(len(gains))
     return bool(np.mean(gains) > max(scatter, -math.log1p(-_MARGIN)))
