@@ -7,7 +7,9 @@ os.environ.setdefault("JAX_ENABLE_X64", "1")
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Compiling is most of the suite's time, and the newer way of fusing doubles it on CPU.
+# Compiling is most of the suite's time: little of it is spent on programs that run for a moment, and the newer way of
+# fusing would double it on CPU.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 # Programs compile once for all workers and tests; most of the suite's time would be spent on that.
