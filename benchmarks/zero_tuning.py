@@ -261,6 +261,7 @@ def summarise(name: str, found: dict[str, Any]) -> list[dict]:
                 "median": float(np.median(list(means.values()))), "cells": len(means),
                 "ours_over_best": float(ratios.mean()), "ci95_over_seeds": interval(ratios),
                 "seeds": len(seeds),
+                "rehearsed": float(np.mean([row.get("rehearsed_steps", 0) for row in ours.values()])) / budget,
             }
         )  # fmt: skip
     return rows
@@ -312,16 +313,19 @@ def draw(rows: list[dict], out: Path) -> None:
 
 
 def show(rows: list[dict]) -> None:
-    """Print the table."""
+    """Print the table, in Markdown."""
     print(
-        f"{'family':26s} {'budget':>7s} {'ours':>8s} {'best':>8s} {'ratio':>14s} {'median':>8s}  best cell"
+        "| family | meta-steps | nothing given | best cell | ratio | median cell | the best cell is | seeds "
+        "| rehearsed |\n|---|---|---|---|---|---|---|---|---|"
     )
     for row in rows:
         optimizer, alpha, meta_lr = row["best_cell"]
         spread = "" if row["ci95_over_seeds"] is None else f" ± {row['ci95_over_seeds']:.2f}"
+        border = ", on the border" if row["on_border"] else ""
         print(
-            f"{row['family']:26s} {row['budget']:7,d} {row['ours']:8.4f} {row['best']:8.4f} "
-            f"{row['ours_over_best']:7.2f}{spread:7s} {row['median']:8.3f}  {optimizer} {alpha:.3g}, {meta_lr:g}"
+            f"| {row['family']} | {row['budget']:,d} | {row['ours']:.4g} | {row['best']:.4g} "
+            f"| **{row['ours_over_best']:.2f}**{spread} | {row['median']:.4g} "
+            f"| {optimizer}, alpha {alpha:.3g}, beta {meta_lr:g}{border} | {row['seeds']} | {row['rehearsed']:.0%} |"
         )
 
 

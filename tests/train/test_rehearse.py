@@ -107,3 +107,19 @@ def test_the_record_says_what_was_tried_and_what_was_taken():
     assert tried[0] == pytest.approx(record["alpha"])
     assert record["alpha_chosen"] in tried
     assert "short trainings (20 meta-steps each)" in record["alpha_reason"]
+
+
+def test_each_rehearsal_is_announced_as_it_ends():
+    options, heard = config(), []
+    found = rehearse(
+        options,
+        load_tasks(options),
+        0.03,
+        3e-2,
+        lambda stage, record: heard.append((stage, record)),
+    )
+    assert {stage for stage, _ in heard} == {"rehearsal"}
+    records = [record for _, record in heard]
+    assert [{k: r[k] for k in ("alpha", "loss")} for r in records] == found.rows()
+    assert [r["number"] for r in records] == list(range(1, len(records) + 1))
+    assert {(r["most"], r["meta_steps"]) for r in records} == {(4, 20)}

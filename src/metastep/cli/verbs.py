@@ -116,9 +116,12 @@ def _start(options: TrainOptions, folder: RunFolder, crew: Crew, command: str):
                 f"{record['shots']} shots, {record['queries']} queries"
             )
             if config.alpha == "auto":
-                console.print(
-                    "measuring alpha, then trying it and its neighbours in short trainings"
-                )
+                console.print("measuring alpha")
+        elif stage == "rehearsal":
+            console.print(
+                f"short training {record['number']} of at most {record['most']}, {record['meta_steps']} "
+                f"meta-steps at alpha {record['alpha']:.3g}: loss {record['loss']:.4g}"
+            )
         else:
             console.print(
                 f"alpha {record['alpha_chosen']:.4g} ({record['alpha_reason']})\n"

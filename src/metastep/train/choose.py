@@ -1,22 +1,20 @@
 """The rates of a run before it starts: measured where they were not given, each with its reason."""
 
+from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from metastep._errors import InputError
 from metastep._records import to_plain
-from metastep._types import Episode, Params
 from metastep.adapt import GradientAdapter
-from metastep.models import Objective
 from metastep.rates import RATES, RateAdvice, advise_rates, default_meta_lr, meta_edge
 from metastep.tasks import batch_of_episodes
 from metastep.train.config import ProblemConfig, TrainConfig, check_config
-from metastep.train.learner import side_by_side
+from metastep.train.learner import loss_after, side_by_side
 from metastep.train.problem import TaskSet, build_inner_loop, build_model, split_keys
-from metastep.train.rehearse import Rehearsals, rehearsal_length, rehearse
+from metastep.train.rehearse import Announce, Rehearsals, rehearsal_length, rehearse
 from metastep.train.sharpness import SHARE_OF_EDGE
 
 _EDGE_TASKS, _LANCZOS = 32, 20
@@ -29,36 +27,30 @@ def measure_rates(config: ProblemConfig, task_set: TaskSet, *, num_tasks: int = 
     model = build_model(config, task_set.description)
     objective, adapter = build_inner_loop(config, model, task_set.description)
 
-    def query_loss(params: Params, episode: Episode, alpha):
-        return _loss_after(objective, adapter, params, episode, alpha)
-
     return advise_rates(
         objective,
         model.init(keys["parameters"]),
         task_set.splits.train,
         keys["rates"],
-        query_loss,
+        partial(loss_after, objective, adapter),
         num_tasks=num_tasks,
         restrict=adapter.restrict,
         tasks_at_once=side_by_side(model, config.tasks_at_once),
     )
 
 
-def _loss_after(
-    objective: Objective, adapter: GradientAdapter, params: Params, episode: Episode, alpha
-):
-    gradient = jax.value_and_grad(objective.on(episode.support))
-    return objective(adapter(gradient, params, alpha)[0], episode.query)
-
-
-def choose_rates(config: TrainConfig, task_set: TaskSet) -> dict[str, Any]:
-    """The rates of a run, with the reason for each: the record of `rates.json`."""
+def choose_rates(
+    config: TrainConfig,
+    task_set: TaskSet,
+    announce: Announce = lambda stage, record: None,
+) -> dict[str, Any]:
+    """The rates of a run, with the reason for each: the record of `rates.json`. `announce` is told of rehearsals."""
     record = to_plain(measure_rates(config, task_set)) if config.alpha == "auto" else {}
     if config.alpha != "auto":
         record |= {"alpha_chosen": config.alpha, "alpha_reason": "given by the user"}
     alpha = float(record["alpha_chosen"])
     meta_lr, meta_reason = choose_meta_lr(config, task_set, alpha)
-    rehearsals = rehearse(config, task_set, alpha, meta_lr)
+    rehearsals = rehearse(config, task_set, alpha, meta_lr, announce)
     if rehearsals is not None:
         record |= _after_rehearsals(config, rehearsals, record["alpha_reason"])
         if record["alpha_chosen"] != alpha:
@@ -102,9 +94,7 @@ def choose_meta_lr(config: TrainConfig, task_set: TaskSet, alpha: float) -> tupl
     episodes = batch_of_episodes(task_set.splits.train, keys["rates"], _EDGE_TASKS)
     try:
         edge = meta_edge(
-            lambda params, episode: _loss_after(
-                objective, adapter, params, episode, jnp.asarray(alpha)
-            ),
+            partial(loss_after, objective, adapter, alpha=jnp.asarray(alpha)),
             model.init(keys["parameters"]),
             episodes,
             config.optimizer,

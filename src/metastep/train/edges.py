@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from metastep._errors import InputError
-from metastep._types import Episode, Params
+from metastep._types import Params
 from metastep.adapt import GradientAdapter
 from metastep.rates import meta_edge, stability_edge
 from metastep.rates.curvature import LANCZOS_STEPS
@@ -21,15 +21,6 @@ from metastep.train.build import build_learner
 from metastep.train.config import ProblemConfig, TrainConfig, fill_defaults
 from metastep.train.learner import Learner
 from metastep.train.problem import TaskSet, model_name, split_keys
-
-
-def _meta_loss(learner: Learner):
-    """(alpha, meta-parameters, episode) -> query loss after adaptation: the meta-objective of one task."""
-
-    def loss(alpha: Array, meta: Params, episode: Episode) -> Array:
-        return learner.query_loss(meta, episode, alpha)
-
-    return loss
 
 
 @source("takagi", "conditions on alpha and beta (figure 4)", "as printed", "alpha_c, sgd")
@@ -55,10 +46,8 @@ def predict_limits(
     episodes = jax.jit(batch_of_episodes, static_argnums=2)(splits.train, task_key, num_tasks)
     sizes: Any = {"tasks_at_once": learner.tasks_at_once, "iterations": lanczos}
 
-    meta_loss = _meta_loss(learner)
-
     def beta_c(alpha: float) -> float:
-        loss = Partial(meta_loss, jnp.asarray(alpha))
+        loss = Partial(learner.query_loss, alpha=jnp.asarray(alpha))
         try:
             return meta_edge(loss, params, episodes, optimizer, edge_key, **sizes).beta_max
         except InputError:  # alpha so large that the curvature overflows
@@ -146,7 +135,7 @@ def _beta_max(
     measured: str,
 ) -> dict[str, Any]:
     episodes = batch_of_episodes(family, keys["rates"], num_tasks)
-    loss = Partial(_meta_loss(learner), jnp.asarray(alpha))
+    loss = Partial(learner.query_loss, alpha=jnp.asarray(alpha))
     try:
         found = meta_edge(loss, start, episodes, "sgd", keys["validation"], **sizes).beta_max
     except InputError as overflow:

@@ -49,12 +49,26 @@ class Learner:
 
     def adapt(self, params: Params, alpha: Rate, episode: Episode) -> Params:
         """The parameters after the inner loop on the support set."""
-        gradient = jax.value_and_grad(self.objective.on(episode.support))
-        return self.adapter(gradient, params, alpha)[0]
+        return adapted(self.objective, self.adapter, params, episode, alpha)
 
     def query_loss(self, params: Params, episode: Episode, alpha: Rate) -> Array:
-        """Query loss after the inner loop."""
-        return self.objective(self.adapt(params, alpha, episode), episode.query)
+        """Query loss after the inner loop: the meta-objective of one task."""
+        return loss_after(self.objective, self.adapter, params, episode, alpha)
+
+
+def adapted(
+    objective: Objective, adapter: GradientAdapter, params: Params, episode: Episode, alpha: Rate
+) -> Params:
+    """The parameters after the inner loop on the support set."""
+    gradient = jax.value_and_grad(objective.on(episode.support))
+    return adapter(gradient, params, alpha)[0]
+
+
+def loss_after(
+    objective: Objective, adapter: GradientAdapter, params: Params, episode: Episode, alpha: Rate
+) -> Array:
+    """Query loss after the inner loop: the meta-objective of one task."""
+    return objective(adapted(objective, adapter, params, episode, alpha), episode.query)
 
 
 def side_by_side(model: Model, choice: int | None = None) -> int | None:

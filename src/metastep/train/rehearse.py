@@ -6,6 +6,7 @@ makes the untrained network worse than no adaptation at all, and the trained one
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +39,9 @@ def rehearsal_length(config: TrainConfig) -> int:
     return min(max(iterations // 100, 20), _LONGEST)
 
 
+Announce = Callable[[str, dict[str, Any]], None]
+"""Called with the name of a stage and its record."""
+
 Trial = Callable[[float], Float[np.ndarray, " steps"]]
 """Adaptation rate -> the query loss of each of the last meta-steps of a short training at it."""
 
@@ -62,7 +66,11 @@ class Rehearsals:
 
 
 def rehearse(
-    config: TrainConfig, task_set: TaskSet, alpha: float, meta_lr: float
+    config: TrainConfig,
+    task_set: TaskSet,
+    alpha: float,
+    meta_lr: float,
+    announce: Announce = lambda stage, record: None,
 ) -> Rehearsals | None:
     """Short trainings at `alpha` and rates around it, uphill in steps of three until they get no better.
 
@@ -72,13 +80,24 @@ def rehearse(
     task_set : tasks; all rehearsals start from the same parameters and see the same ones
     alpha, meta_lr : the measured rate, and the peak meta rate, which rises and falls over the rehearsal as the run's
         own schedule says
+    announce : called with "rehearsal" and `alpha`, `loss`, `number`, `most`, `meta_steps` after each
 
     Returns
     -------
     what `climb` found; None if there is nothing to rehearse.
     """
     steps = rehearsal_length(config)
-    return climb(rehearsal(config, task_set, alpha, meta_lr, steps), alpha) if steps else None
+    if not steps:
+        return None
+    trial, numbers = rehearsal(config, task_set, alpha, meta_lr, steps), itertools.count(1)
+
+    def announced(rate: float) -> np.ndarray:
+        losses = trial(rate)
+        outcome = {"alpha": rate, "loss": float(np.mean(losses)), "number": next(numbers)}
+        announce("rehearsal", outcome | {"most": _MOST, "meta_steps": steps})
+        return losses
+
+    return climb(announced, alpha)
 
 
 def rehearsal(

@@ -3,7 +3,6 @@
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable
 from typing import Any
 
 from metastep._errors import DataError, DivergenceError
@@ -30,6 +29,7 @@ from metastep.train.problem import (
     model_name,
     split_keys,
 )
+from metastep.train.rehearse import Announce
 from metastep.train.sharpness import edge_watch
 from metastep.train.state import initial_state
 
@@ -56,7 +56,7 @@ def train(
     *,
     overwrite: bool = False,
     command: str = "",
-    announce: Callable[[str, dict[str, Any]], None] = lambda stage, record: None,
+    announce: Announce = lambda stage, record: None,
     crew: Crew = ALONE,
 ) -> TrainResult:
     """Meta-train into a new folder.
@@ -68,7 +68,7 @@ def train(
     observer : told of progress and metrics
     overwrite : replace a run that is there
     command : recorded for the report
-    announce : called with "tasks" and "rates" and their records before training starts
+    announce : called before training starts with "tasks", "rehearsal" (each one) and "rates", and their records
     crew : the processes and devices of the run, from `join`; the folder is that of process 0
 
     Raises
@@ -88,7 +88,7 @@ def _train(
     observer: Observer | None,
     overwrite: bool,
     command: str,
-    announce: Callable[[str, dict[str, Any]], None],
+    announce: Announce,
     crew: Crew,
 ) -> TrainResult:
     config = with_preset(config)
@@ -103,7 +103,7 @@ def _train(
     mesh = crew.mesh(config.tasks_per_step or 1)
     announce("tasks", description)
     config, within = keep_within_limit(config, task_set, build_learner, mesh, crew)
-    rates = crew.from_leader(lambda: to_plain(choose_rates(config, task_set) | within))
+    rates = crew.from_leader(lambda: to_plain(choose_rates(config, task_set, announce) | within))
     announce("rates", rates)
 
     def begin() -> None:
