@@ -6,6 +6,7 @@ import pytest
 
 from metastep._errors import InputError
 from metastep.theory import errata
+from metastep.theory.errata.page import _number
 
 PAGE = Path(__file__).parents[2] / "docs" / "errata.md"
 ENTRIES = [
@@ -68,3 +69,8 @@ def test_bars_in_a_table_are_escaped():
     slips = (("a | b", "c", "d"),)
     page = errata.render([errata.Paper("zou2022", "Title", "Remark.", (), slips)])
     assert "| a \\| b | c | d |" in page
+
+
+def test_a_zero_has_no_sign_and_rounding_noise_is_a_bound():
+    # Whether a difference that ought to vanish comes out as 0 or -0 depends on how it was compiled.
+    assert [_number(value) for value in (0.0, -0.0, 3e-17, -1.25)] == ["0", "0", "< 1e-12", "-1.25"]

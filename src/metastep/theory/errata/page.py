@@ -111,7 +111,7 @@ def _number(value: float) -> str:
         return "∞"
     if 0 < abs(value) < 1e-12:
         return "< 1e-12"
-    return f"{value:.4g}"
+    return f"{value + 0.0:.4g}"  # and minus zero is zero
 
 
 def _cell(text: str) -> str:
