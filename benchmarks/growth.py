@@ -30,7 +30,14 @@ from metastep.models import Objective, mlp
 from metastep.rates import FixedRate, make_optimizer
 from metastep.report.style import BLUE, VERMILLION, new_figure, render
 from metastep.tasks import Sinusoid
-from metastep.train import Learner, TrainConfig, initial_state, load_tasks, measure_rates
+from metastep.train import (
+    Learner,
+    TrainConfig,
+    initial_state,
+    load_tasks,
+    measure_rates,
+    side_by_side,
+)
 from metastep.train.step import compile_advance
 
 # On one core, the time of the process itself: others may use that core too.
@@ -75,7 +82,7 @@ def time_of(tasks: int, shots: int, inner_steps: int, turns: int) -> dict[str, f
     family, model = Sinusoid(shots=shots, queries=shots), mlp((1,), 1)
     learner = Learner(
         model, Objective.of(model.apply, family.kind), GradientAdapter(inner_steps), Exact(), FixedRate(1e-3),
-        make_optimizer("adam", 1e-3), tasks_per_step=tasks,
+        make_optimizer("adam", 1e-3), tasks_per_step=tasks, tasks_at_once=side_by_side(model, None, tasks),
     )  # fmt: skip
     advance, state = compile_advance(learner), initial_state(learner, jax.random.key(0))
 

@@ -22,7 +22,7 @@ def build_learner(
         rate=make_rate(config.rate, alpha, adapter.restrict),
         optimizer=make_optimizer(config.optimizer, meta_lr),
         tasks_per_step=config.tasks_per_step or 1,
-        tasks_at_once=side_by_side(model, config.tasks_at_once),
+        tasks_at_once=side_by_side(model, config.tasks_at_once, config.tasks_per_step),
         schedule=config.schedule,
         back_offs=config.back_offs,
     )

@@ -1,0 +1,48 @@
+"""How many tasks go side by side, on the CPU that the tests run on."""
+
+import jax
+import numpy as np
+import pytest
+
+from metastep.models import conv4, mlp
+from metastep.train import TrainConfig, build_learner, load_tasks, side_by_side
+from metastep.train.config import fill_defaults
+from metastep.train.state import initial_state
+from metastep.train.step import compile_advance
+
+DENSE = mlp((1,), 1)
+
+
+@pytest.mark.parametrize(
+    ("num_tasks", "width"),
+    [(None, None), (4, None), (25, None), (26, 13), (32, 16), (100, 25), (101, None), (202, None)],
+)
+def test_dense_models_go_in_groups_that_divide_their_tasks(num_tasks, width):
+    assert side_by_side(DENSE, None, num_tasks) == width
+
+
+def test_convolutions_go_one_by_one_and_a_choice_wins():
+    convolutional = conv4((28, 28, 1), 5)
+    assert side_by_side(convolutional, None, 100) == 1
+    assert side_by_side(convolutional, 4, 100) == 4
+    assert side_by_side(DENSE, 50, 100) == 50
+
+
+def test_groups_change_nothing_but_rounding():
+    def trained(tasks_at_once: int | None):
+        config = TrainConfig(
+            tasks="sinusoid", hidden=(8,), tasks_per_step=40, iterations=20, alpha=0.01,
+            tasks_at_once=tasks_at_once,
+        )  # fmt: skip
+        task_set = load_tasks(config)
+        learner = build_learner(
+            fill_defaults(config, task_set.description, "mlp"), task_set.description, 0.01, 1e-2
+        )
+        start = initial_state(learner, jax.random.key(0), 20)
+        after = compile_advance(learner)(task_set.splits.train, jax.random.key(1), start, 20)
+        return learner.tasks_at_once, jax.tree.leaves(after.meta)
+
+    (width, grouped), (_, together) = trained(None), trained(40)
+    assert width == 20
+    for one, other in zip(grouped, together, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
