@@ -60,7 +60,7 @@ def _rehearsal_row(rehearsals: list[dict[str, Any]]) -> Row:
     tried = "; ".join(
         f"{number(row.get('alpha'))}: {number(row.get('loss'))}" for row in rehearsals
     )
-    return Row("α: loss in short trainings", tried, note="in the order of trying; the best is used")
+    return Row("α: loss in short trainings", tried, note="in the order of trying; one is used if it is clearly better")
 
 
 def _map_row(found: dict[str, Any]) -> Row:
