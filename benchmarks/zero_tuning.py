@@ -286,13 +286,15 @@ def on_border(best: tuple, cells: list[tuple]) -> bool:
 
 
 def draw(rows: list[dict], out: Path) -> None:
-    """One row per family: ours and the median cell, as multiples of the best cell, at the three budgets."""
+    """A line per family and budget: ours and the median cell, as multiples of the best cell."""
     names = list(dict.fromkeys(row["family"] for row in rows))
-    figure, (axes,) = new_figure(panel=(8.4, 0.62 * len(names) + 1.6))
-    for place, name in enumerate(reversed(names)):
-        mine = [row for row in rows if row["family"] == name]
-        for offset, row in zip(np.linspace(0.3, -0.3, len(mine)), mine, strict=True):
-            y = place + offset
+    places, labels, y = [], [], 0.0
+    figure, (axes,) = new_figure(panel=(8.4, 0.19 * len(rows) + 0.12 * len(names) + 1.4))
+    for name in reversed(names):
+        mine = [row for row in reversed(rows) if row["family"] == name]
+        places.append(y + (len(mine) - 1) / 2)
+        labels.append(name)
+        for row in mine:
             median = min(row["median"] / row["best"], 12)
             axes.plot([1, median], [y, y], color="#dddddd", linewidth=1, zorder=1)
             axes.plot(median, y, "|", color=GREY, markersize=9)
@@ -301,9 +303,13 @@ def draw(rows: list[dict], out: Path) -> None:
                 f"{row['budget']:,}", (0, y), (-6, 0), xycoords=("axes fraction", "data"),
                 textcoords="offset points", ha="right", va="center", fontsize=7,
             )  # fmt: skip
+            y += 1
+        y += 0.8
     axes.axvline(1, color=VERMILLION, linewidth=1.2)
-    axes.set_yticks(range(len(names)), list(reversed(names)))
-    axes.tick_params(axis="y", pad=36, length=0)
+    axes.set_yticks(places, labels)
+    axes.tick_params(axis="y", pad=40, length=0)
+    axes.grid(axis="y", visible=False)
+    axes.set_ylim(-1, y - 0.3)
     axes.set_xscale("log")
     ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

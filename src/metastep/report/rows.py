@@ -60,7 +60,11 @@ def _rehearsal_row(rehearsals: list[dict[str, Any]]) -> Row:
     tried = "; ".join(
         f"{number(row.get('alpha'))}: {number(row.get('loss'))}" for row in rehearsals
     )
-    return Row("α: loss in short trainings", tried, note="in the order of trying; one is used if it is clearly better")
+    return Row(
+        "α: loss in short trainings",
+        tried,
+        note="in the order of trying; what is clearly better is used",
+    )
 
 
 def _map_row(found: dict[str, Any]) -> Row:
