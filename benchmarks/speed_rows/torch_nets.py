@@ -46,7 +46,7 @@ class Pooled(nn.Module):
         self.average = average
 
     def forward(self, x):
-        return x.mean((2, 3)) if self.average else x.flatten(1)
+        return x.mean((2, 3)) if self.average else x.permute(0, 2, 3, 1).flatten(1)
 
 
 def modules(row, params):
@@ -92,7 +92,7 @@ def features(row, params, x, norm=batch_norm):
         )
         if stride == 1:
             x = functional.max_pool2d(x, 2)
-    return x.mean((2, 3)) if stride == 2 else x.flatten(1)
+    return x.mean((2, 3)) if stride == 2 else x.permute(0, 2, 3, 1).flatten(1)
 
 
 def serve_modules(adapted_loss, make=modules):
