@@ -85,7 +85,7 @@ class ProblemConfig(TaskConfig):
     """How conv4 halves the image: strided convolutions, or max-pooling."""
     tasks_at_once: int | None = None
     """Tasks computed side by side, on each device; must divide --tasks-per-step. Default: all; on CPU 1 for
-    conv4, and at most 25 for dense models."""
+    conv4, and at most 25 for dense models where a divisor allows it."""
     derivative: DerivativeName = "auto"
     """How maml and anil differentiate an inner gradient; the result is the same. plain keeps all that an inner step
     computes; checkpointed computes it again when needed; forward keeps even less. auto: plain, or what
@@ -102,7 +102,7 @@ class TrainConfig(ProblemConfig):
     """Adaptation (inner) rate for a mean loss. auto: estimated before training from tasks and model."""
     rehearse: bool = True
     """Where alpha is auto and the run has at least 200 meta-steps: try the measured alpha, and rates three times
-    larger or smaller while they do better, in short trainings of a hundredth of the run each, and take the best."""
+    larger or smaller while they do clearly better, in short trainings of a hundredth of the run each."""
     rate: RateName = "auto"
     """What becomes of alpha in training. Learned with the initialisation: shared-meta-sgd (a shared one times a
     factor of each parameter), meta-sgd (one for each parameter), per-layer, learned (a single one). Followed by

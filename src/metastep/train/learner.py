@@ -93,7 +93,7 @@ def side_by_side(
     if num_tasks is None or num_tasks <= _GROUP_ON_CPU:
         return None
     width = max(width for width in range(1, _GROUP_ON_CPU + 1) if num_tasks % width == 0)
-    return width if width >= 5 else None  # groups of a few tasks cost more than the cache saves
+    return width if width >= 5 else None  # smaller groups have not been measured
 
 
 def map_tasks(function: Callable, keys: PRNGKeyArray, tasks_at_once: int | None):
