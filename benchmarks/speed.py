@@ -184,6 +184,8 @@ def _distance(found: list[np.ndarray] | None, reference: list[np.ndarray] | None
 
 def _take_turn(worker: Worker, seconds: float, clock: str, warm: bool) -> None:
     """The first turn only finds out how many meta-steps fill one."""
+    # Untimed: pages that lay free while others had their turns are slow to get, and only the first to ask would pay.
+    worker.ask("time 1")
     count = worker.facts.get("steps_per_turn", 3)
     reply = worker.ask(f"time {count}")
     if "error" in reply:

@@ -111,6 +111,34 @@ def test_max_pool_drops_an_odd_rim(rng):
     np.testing.assert_array_equal(max_pool(jnp.asarray(x)), pool(x))
 
 
+@pytest.mark.parametrize("pooling", ["stride", "max"])
+def test_second_derivatives_as_compiled_for_users(rng, pooling):
+    # Fully optimised: XLA then computes a value again where it is needed, and the copy may round differently. A
+    # maximum whose derivative compares the two loses its gradient.
+    model = conv4((16, 16, 3), 5, filters=32, pooling=pooling)
+    params = any_params(model, rng)
+    loss = Objective.of(model.apply, "classification")
+    images, labels = jnp.asarray(rng.uniform(size=(2, 5, 16, 16, 3))), jnp.arange(5)
+
+    def adapted_loss(params):
+        slope = jax.grad(loss)(params, Batch(images[0], labels))
+        adapted = jax.tree.map(lambda leaf, g: leaf - 0.05 * g, params, slope)
+        return loss(adapted, Batch(images[1], labels))
+
+    lowered = jax.jit(jax.value_and_grad(adapted_loss)).lower(params)
+    options = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+    compiled = lowered.compile(options)
+    slope = compiled(params)[1]
+    for _ in range(3):
+        direction = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), params)
+        ahead, behind = (
+            compiled(jax.tree.map(lambda a, d, h=h: a + h * d, params, direction))[0]
+            for h in (1e-7, -1e-7)
+        )
+        along = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, slope, direction)))
+        assert float(along) == pytest.approx(float(ahead - behind) / 2e-7, rel=1e-5)
+
+
 def test_predictions_depend_on_the_batch(rng):
     # Transductive, as documented: the other images of the batch change the output of the first.
     model = conv4((8, 8, 1), 2, filters=3)

@@ -1,6 +1,6 @@
 """Models as pairs of pure functions, and the loss of a model on a batch."""
 
-from metastep.models.conv4 import conv4
+from metastep.models.conv4 import conv4, max_pool
 from metastep.models.convolution import (
     NativeConvolutionWarning,
     conv_general_dilated,
@@ -28,6 +28,7 @@ __all__ = [
     "has_native_convolution",
     "linear",
     "loss_for",
+    "max_pool",
     "mlp",
     "squared_error",
     "warn_of_native_convolution",

@@ -46,11 +46,21 @@ def batch_norm(
 
 
 def max_pool(x: Float[Array, "n height width channels"]) -> Array:
-    """The maximum over 2x2 windows; an odd last row or column is dropped."""
+    """The maximum over 2x2 windows, of equal ones the first; an odd last row or column is dropped.
+
+    Its derivatives follow a comparison. Those of `jnp.max` look for the entry that equals the maximum, but XLA may
+    compute an expression anew, with other roundings, for the one and the other: where nothing is equal then, the
+    gradient is lost without a word.
+    """
     n, height, width, channels = x.shape
     height, width = height // 2, width // 2
     windows = x[:, : 2 * height, : 2 * width].reshape(n, height, 2, width, 2, channels)
-    return jnp.max(windows, axis=(2, 4))
+    upper, lower = (_larger(windows[:, :, i, :, 0], windows[:, :, i, :, 1]) for i in range(2))
+    return _larger(upper, lower)
+
+
+def _larger(a: Array, b: Array) -> Array:
+    return jnp.where(a >= b, a, b)
 
 
 def _block(layer: Params, x: Array, pooling: str) -> Array:
