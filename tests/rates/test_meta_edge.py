@@ -150,6 +150,7 @@ def test_thresholds_are_those_of_the_literature():
         "rmsprop": 0.5,
         "adam": 9.5,
         "normalised-adam": 9.5,
+        "relative-adam": 9.5,
         "adamw": 38 / (4 + 1e-4 * 19),
     }
     assert set(OPTIMIZERS) <= set(expected)
@@ -178,6 +179,10 @@ def test_second_moments_that_are_not_given_are_estimated(rng):
         nu = second_moments(loss, jnp.zeros(DIM), episodes, size or TASKS)
         given = meta_edge(loss, jnp.zeros(DIM), episodes, "adam", KEY, nu=nu)
         assert meta_edge(loss, jnp.zeros(DIM), episodes, "adam", KEY, tasks_per_step=size) == given
+        relative = meta_edge(
+            loss, jnp.zeros(DIM), episodes, "relative-adam", KEY, tasks_per_step=size
+        )
+        assert relative.sharpness == pytest.approx(0.1 * given.sharpness)  # the size of a vector
 
 
 def test_new_parameters_and_a_new_alpha_do_not_compile_again(rng):

@@ -173,10 +173,38 @@ def test_steps_under_a_constant_gradient(name, sizes):
             assert float(updates[0]) == pytest.approx(-size, rel=1e-4)
 
 
+def test_relative_steps_are_shares_of_the_size_an_array_starts_with(rng):
+    # Adam's first step is its rate in every entry: what is left of the update is the size it was multiplied by.
+    params = {
+        "kernel": jnp.asarray(rng.normal(size=(3, 3, 2, 4))),
+        "offset": jnp.zeros(4),
+        "scale": jnp.ones(4),
+        "start": jnp.zeros((4, 2)),
+    }
+    meta = MetaParams(params, rates=jnp.asarray(-3.0))
+    gradient = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), meta)
+    optimizer = make_optimizer("relative-adam", 0.2)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, state = optimizer.update(gradient, optimizer.init(meta), meta)
+    expected = {
+        "kernel": float(jnp.sqrt(jnp.mean(params["kernel"] ** 2))),
+        "offset": 0.1,
+        "scale": 0.1,
+    }
+    for name, size in (expected | {"start": 0.1}).items():
+        np.testing.assert_allclose(np.abs(updates.params[name]), 0.2 * size, rtol=1e-4)
+    assert abs(float(updates.rates)) == pytest.approx(0.2, rel=1e-4)
+    # And stay what they were at the start, however large the array has grown.
+    grown = jax.tree.map(lambda leaf: 10 * leaf, meta)
+    with jax.numpy_dtype_promotion("standard"):
+        again, _ = optimizer.update(gradient, state, grown)
+    np.testing.assert_allclose(again.params["kernel"], updates.params["kernel"], rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimiser_has_a_rate_to_begin_with_and_a_reason(name):
     value, reason = default_meta_lr(name)
-    assert 0 < value <= 0.03
+    assert 0 < value <= 0.1
     assert len(reason) > 20
     assert isinstance(make_optimizer(name, value), optax.GradientTransformation)
 
@@ -187,6 +215,6 @@ def test_unknown_optimisers_are_refused(function):
         function("lion")
     expected = (
         "optimizer is 'lion'; choose one of: adam, adamw, hypergradient, momentum, normalised-adam, "
-        "rmsprop, sgd"
+        "relative-adam, rmsprop, sgd"
     )
     assert str(caught.value) == expected

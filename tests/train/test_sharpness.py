@@ -64,7 +64,7 @@ def dense(learner, state, key):
     return np.asarray(hessian), np.asarray(jax.vmap(lambda e: jax.grad(of_task)(flat, e))(episodes))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "normalised-adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "normalised-adam", "relative-adam"])
 def test_the_edge_is_that_of_the_preconditioned_hessian_of_everything_learned(optimizer):
     learner, state = underway(optimizer)
     key = jax.random.key(7)
@@ -74,11 +74,15 @@ def test_the_edge_is_that_of_the_preconditioned_hessian_of_everything_learned(op
     if optimizer != "sgd":
         [(_, nu)] = otu.tree_get_all_with_path(state.optimizer_state, "nu")
         second = np.asarray(ravel_pytree(nu)[0]) / (1 - 0.999**3)
-        if optimizer == "normalised-adam":
+        if optimizer != "adam":
             mean, square = gradients.mean(0), (gradients**2).mean(0)
             n = len(gradients)
             second = second * (mean**2 + (square - mean**2) * (1 / 5 - 1 / n) * n / (n - 1)).sum()
         scale, factor = np.sqrt(second) + 1e-8, 38.0
+    if optimizer == "relative-adam":
+        [(_, sizes)] = otu.tree_get_all_with_path(state.optimizer_state, "sizes")
+        every = jax.tree.map(lambda size, leaf: jnp.full_like(leaf, size), sizes, state.meta)
+        scale = scale / np.asarray(ravel_pytree(every)[0])
     largest = np.linalg.eigvals(hessian / scale[:, None]).real.max()
     np.testing.assert_allclose(row["sharpness"], largest, rtol=1e-4)
     np.testing.assert_allclose(row["beta_max"], factor / largest, rtol=1e-4)

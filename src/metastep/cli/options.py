@@ -10,7 +10,9 @@ from metastep.train.config import ProblemConfig, TaskConfig, TrainConfig
 from metastep.train.crew import CrewConfig
 
 Json = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-MapOptimizer = Literal["sgd", "momentum", "normalised-adam", "adam", "adamw", "rmsprop"]
+MapOptimizer = Literal[
+    "sgd", "momentum", "relative-adam", "normalised-adam", "adam", "adamw", "rmsprop"
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -74,7 +74,7 @@ def rates(arguments: list[str]) -> None:
     if options.edges or not task_set.description["images"]:
         with error_console().status("measuring the largest stable rates"):
             edges = measure_edges(options, task_set, advice.alpha_chosen)
-    meta_lr, meta_reason = default_meta_lr("normalised-adam")
+    meta_lr, meta_reason = default_meta_lr("relative-adam")
     record = to_plain(advice) | edges | {"meta_lr": meta_lr, "meta_lr_reason": meta_reason}
     if options.map:
         from metastep.cli.mapping import draw_map  # draws, which nothing else here does

@@ -1,12 +1,15 @@
 """The meta rate beta: outer optimisers by name, its course over a run, and what it is by default."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from metastep._errors import check_choice
+from metastep._types import MetaParams, Params
 from metastep.rates.hypergradient import hypergradient
 from metastep.theory.citations import source
 
@@ -21,7 +24,55 @@ def normalised_adam(learning_rate) -> optax.GradientTransformation:
     return optax.chain(optax.normalize_by_update_norm(), optax.adam(learning_rate))
 
 
+_SIZE_OF_VECTORS = 0.1
+"""What starts at 0 or 1 says nothing by its size of how far it has to go."""
+
+
+class SizesState(NamedTuple):
+    """One number for each array: its size at the start."""
+
+    sizes: PyTree[Float[Array, ""]]
+
+
+@source("shazeer2018", "section 8, relative step size", "corrected", "by the sizes at the start")
+def sizes_of(params: Params | MetaParams) -> Params | MetaParams:
+    """The scale that a step of each array is measured by, a number for each.
+
+    The root mean square of a matrix or kernel; 0.1 for vectors and scalars, such as biases, gains and offsets, and
+    for what starts at zero. Learned rates are logarithms, whose steps are relative as they are: 1.
+    """
+    if isinstance(params, MetaParams):
+        ones = jax.tree.map(lambda leaf: jnp.ones((), leaf.dtype), params.rates)
+        return MetaParams(jax.tree.map(_size, params.params), ones)
+    return jax.tree.map(_size, params)
+
+
+def _size(leaf: Array) -> Float[Array, ""]:
+    if leaf.ndim < 2:
+        return jnp.asarray(_SIZE_OF_VECTORS, leaf.dtype)
+    square = jnp.mean(jnp.square(leaf))
+    return jnp.where(square > 0, jnp.sqrt(square), jnp.asarray(_SIZE_OF_VECTORS, leaf.dtype))
+
+
+def _scale_by_size() -> optax.GradientTransformation:
+    def update(updates, state: SizesState, params=None):
+        del params
+        return jax.tree.map(jnp.multiply, updates, state.sizes), state
+
+    return optax.GradientTransformation(lambda params: SizesState(sizes_of(params)), update)  # pyright: ignore[reportArgumentType]
+
+
+def relative_adam(learning_rate) -> optax.GradientTransformation:
+    """Adam on meta-gradients scaled to length 1, whose rate is a share of the size an array starts with.
+
+    Adam moves every number by about its rate, whatever its size: one rate for weights of 0.05 and of 0.5 is too
+    large for the one or too small for the other, and learned rates, which are logarithms, know no size at all.
+    """
+    return optax.chain(normalised_adam(learning_rate), _scale_by_size())
+
+
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "relative-adam": relative_adam,
     "normalised-adam": normalised_adam,
     "adam": optax.adam,
     "adamw": optax.adamw,
@@ -33,6 +84,11 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 _STEP_SIZED = "is the size of a step in the parameters, whatever the scale of the loss"
 _DEFAULTS = {
+    "relative-adam": (
+        0.1,
+        "a step changes an array by at most about a tenth of the size it starts with, and a learned rate by a tenth; "
+        "see the benchmark of zero tuning",
+    ),
     "normalised-adam": (3e-2, f"the rate of Adam {_STEP_SIZED}; see the benchmark of zero tuning"),
     "adam": (1e-2, f"the rate of Adam {_STEP_SIZED}; see the benchmark of zero tuning"),
     "adamw": (1e-2, f"the rate of AdamW {_STEP_SIZED}"),

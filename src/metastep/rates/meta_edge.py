@@ -20,6 +20,7 @@ from metastep.rates.curvature import (
     hessian_product,
     random_like,
 )
+from metastep.rates.meta import sizes_of
 from metastep.theory.citations import source
 
 MetaLoss = Callable[[Params, Episode], Scalar]
@@ -41,6 +42,7 @@ _FACTORS = {
     "adam": 2 * (1 + _ADAM_BETA1) / (1 - _ADAM_BETA1),
     "adamw": 2 * (1 + _ADAM_BETA1) / (1 - _ADAM_BETA1),
     "normalised-adam": 2 * (1 + _ADAM_BETA1) / (1 - _ADAM_BETA1),
+    "relative-adam": 2 * (1 + _ADAM_BETA1) / (1 - _ADAM_BETA1),
 }
 _PLAIN = ("sgd", "momentum", "hypergradient")
 _DECAYS = {"adamw": _ADAMW_DECAY * (1 + _ADAM_BETA1) / (1 - _ADAM_BETA1)}
@@ -80,6 +82,7 @@ def meta_edge(
     key: PRNGKeyArray,
     *,
     nu: Params | None = None,
+    sizes: Params | None = None,
     tasks_per_step: int | None = None,
     tasks_at_once: int | None = None,
     iterations: int = LANCZOS_STEPS,
@@ -96,8 +99,9 @@ def meta_edge(
     the inner loop. The conventions are optax's, whose momentum adds gradients up while Adam averages them. For the
     adaptive methods the preconditioner is taken as it stands; it moves during training, away from sharp places,
     so their edge is where full-batch training hovers rather than where it breaks. "normalised-adam" is taken as
-    Adam: with the length of the meta-gradient standing still, it divides by the same. All of these are for the
-    mean over tasks; sampling a few tasks at each step asks for less.
+    Adam: with the length of the meta-gradient standing still, it divides by the same. "relative-adam" also
+    multiplies by sizes. All of these are for the mean over tasks; sampling a few tasks
+    at each step asks for less.
 
     The edge is local. At a minimum it is the truth; before training it is neither safe nor needed, since the
     first steps lead to other curvature. In benchmarks/meta_rates.py (SGD, 500 meta-steps, alpha at most 1/L) the
@@ -113,6 +117,7 @@ def meta_edge(
     key : of the random start of Lanczos
     nu : second moments of the meta-gradient, bias-corrected, shaped like `params` (for instance those in the
         state of Adam, or before normalising); None to estimate them from `episodes` with `second_moments`
+    sizes : what "relative-adam" multiplies its steps by, a number for each array; those of `params` by default
     tasks_per_step : tasks of a meta-step, for that estimate; all of `episodes` by default
     tasks_at_once : tasks computed side by side; None for all
     iterations : Lanczos steps; memory is that many copies of `params`, never their square
@@ -135,13 +140,17 @@ def meta_edge(
     if adaptive and nu is None:
         size = num_tasks if tasks_per_step is None else tasks_per_step
         nu = second_moments(meta_loss, params, episodes, size, tasks_at_once)
+    root = None if nu is None or not adaptive else _root(nu, optimizer)
+    if optimizer == "relative-adam":
+        scale = sizes_of(params) if sizes is None else sizes
+        root = jax.tree.map(lambda leaf, size: leaf / jnp.sqrt(size), root, scale)
     found: Extremes = jax.device_get(
         _meta_curvature(
             meta_loss,
             params,
             episodes,
             key,
-            None if nu is None or not adaptive else _root(nu, optimizer),
+            root,
             tasks_at_once,
             iterations,
         )

@@ -61,6 +61,12 @@ BIBLIOGRAPHY: dict[str, str] = {
   booktitle = {International Conference on Machine Learning},
   year      = {2020}
 }""",
+    "shazeer2018": """@inproceedings{shazeer2018adafactor,
+  title     = {Adafactor: Adaptive Learning Rates with Sublinear Memory Cost},
+  author    = {Shazeer, Noam and Stern, Mitchell},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2018}
+}""",
     "nichol2018": """@misc{nichol2018reptile,
   title         = {On First-Order Meta-Learning Algorithms},
   author        = {Nichol, Alex and Achiam, Joshua and Schulman, John},

@@ -12,7 +12,15 @@ from metastep.train.sizes import parse_bytes
 AlgorithmName = Literal["maml", "fomaml", "hfmaml", "anil", "reptile", "erm"]
 ModelName = Literal["auto", "linear", "mlp", "conv4"]
 OptimizerName = Literal[
-    "auto", "normalised-adam", "adam", "adamw", "hypergradient", "momentum", "rmsprop", "sgd"
+    "auto",
+    "relative-adam",
+    "normalised-adam",
+    "adam",
+    "adamw",
+    "hypergradient",
+    "momentum",
+    "rmsprop",
+    "sgd",
 ]
 RateName = Literal[
     "auto",
@@ -124,7 +132,8 @@ class TrainConfig(ProblemConfig):
     tasks_per_step: int | None = None
     """Tasks of a meta-step. Default: 25; for images 32 up to 5 ways, 16 beyond."""
     optimizer: OptimizerName = "auto"
-    """Outer optimiser. auto: normalised-adam where --meta-lr is auto, adam where it is given."""
+    """Outer optimiser. auto: relative-adam (steps as a share of the size of each array) where --meta-lr is auto, adam
+    where it is given."""
     eval_every: int | None = None
     """Meta-steps between validations. Default: a twentieth of the run."""
     eval_tasks: int = 100
@@ -257,7 +266,7 @@ def fill_defaults(config: TrainConfig, description: dict[str, Any], model: str) 
         model=model,
         rate=default_rate(config),
         optimizer=_unless_auto(
-            config.optimizer, "normalised-adam" if config.meta_lr == "auto" else "adam"
+            config.optimizer, "relative-adam" if config.meta_lr == "auto" else "adam"
         ),
         schedule=_unless_auto(
             config.schedule, "linear" if config.meta_lr == "auto" else "constant"

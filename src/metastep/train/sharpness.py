@@ -87,6 +87,7 @@ class EdgeWatch:
                 self.optimizer,
                 self._key,
                 nu=self._second_moments(state, loss),
+                sizes=_only(otu.tree_get_all_with_path(state.optimizer_state, "sizes")),
                 tasks_at_once=self._learner.tasks_at_once,
                 iterations=self.lanczos,
             )
@@ -101,15 +102,14 @@ class EdgeWatch:
 
     def _second_moments(self, state: TrainState, loss: MetaLoss) -> MetaParams | None:
         """Those of the meta-gradient that the optimiser divides by; None for plain ones."""
-        found = otu.tree_get_all_with_path(state.optimizer_state, "nu")
-        if not found:
+        nu = _only(otu.tree_get_all_with_path(state.optimizer_state, "nu"))
+        if nu is None:
             return None
-        nu = found[0][1]
         if self.optimizer == "rmsprop":
             return nu
         count = state.optimizer_state.count
         nu = jax.tree.map(lambda leaf: leaf / (1 - _ADAM_BETA2 ** count.astype(leaf.dtype)), nu)
-        if self.optimizer != "normalised-adam":
+        if self.optimizer not in ("normalised-adam", "relative-adam"):
             return nu
         size = min(self._learner.tasks_per_step, number_of_tasks(self._learner))
         fresh = second_moments(loss, state.meta, self._episodes, size, self._learner.tasks_at_once)
@@ -125,6 +125,11 @@ def meta_objective(learner: Learner):
         return learner.query_loss(meta.params, episode, alpha)
 
     return loss
+
+
+def _only(found: list[tuple[Any, Any]]) -> Any:
+    """The one value found in a tree, or None."""
+    return found[0][1] if found else None
 
 
 def _finite(value: float) -> float | None:
