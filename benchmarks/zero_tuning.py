@@ -31,7 +31,7 @@ from metastep._records import read_json, write_json
 from metastep.report.style import BLUE, GREY, VERMILLION, new_figure, save_figure
 from metastep.tasks import MixedLinear, Quadratic, Sinusoid, TaskSplits
 from metastep.train import TrainConfig, build_learner, choose_rates, load_tasks, sweep
-from metastep.train.config import fill_defaults
+from metastep.train.config import OptimizerName, fill_defaults
 from metastep.train.evaluate import compile_judge
 from metastep.train.learner import Learner, mean_alpha
 from metastep.train.problem import model_name
@@ -112,6 +112,8 @@ class Options:
     """Default: 0 1 2; for images 0."""
     part: Literal["both", "ours", "grid", "none"] = "both"
     """Which side of the comparison to run; the other is read from the JSON that is there."""
+    optimizer: OptimizerName = "auto"
+    """Outer optimiser of our side; its meta rate stays auto. auto: the default."""
     out: Path = Path("benchmarks/results")
     """Where JSON and figure go."""
 
@@ -125,7 +127,7 @@ def grids(family: Family, fineness: str) -> dict[str, tuple[list[float], list[fl
     return found | ({"sgd": (alphas, sgd)} if sgd else {})
 
 
-def load(family: Family, seed: int, folder: Path):
+def load(family: Family, seed: int, folder: Path, optimizer: OptimizerName = "auto"):
     """The tasks of a family and the options metastep fills in when no rate is given."""
     options = dict(family.options)
     if options["tasks"] == "SENSORS":
@@ -139,7 +141,7 @@ def load(family: Family, seed: int, folder: Path):
             write_table(
                 folder / "sensors.csv", {f"s{i:03d}": readings(rng, 20) for i in range(200)}
             )
-    config = TrainConfig(**options, seed=seed)
+    config = TrainConfig(**options, seed=seed, optimizer=optimizer)
     task_set = load_tasks(config)
     config = fill_defaults(config, task_set.description, model_name(config, task_set.description))
     if family.replace is not None:
@@ -150,9 +152,11 @@ def load(family: Family, seed: int, folder: Path):
     return config, task_set
 
 
-def nothing_given(family: Family, budgets, seed: int, folder: Path) -> list[dict]:
+def nothing_given(
+    family: Family, budgets, seed: int, folder: Path, optimizer: OptimizerName = "auto"
+) -> list[dict]:
     """metastep as `metastep train TASKS --iterations BUDGET` runs it, guard and all, once for each budget."""
-    config, task_set = load(family, seed, folder)
+    config, task_set = load(family, seed, folder, optimizer)
     rows = []
     for budget in budgets:
         now = dataclasses.replace(config, iterations=budget, log_every=max(1, budget // 200))
@@ -342,7 +346,11 @@ def renew(options: Options, name: str, found: dict[str, Any], folder: Path) -> d
     seeds = list(options.seeds or ((0,) if "omniglot" in name else (0, 1, 2)))
     began = time.monotonic()
     if options.part in ("both", "ours"):
-        ours = [row for seed in seeds for row in nothing_given(family, budgets, seed, folder)]
+        ours = [
+            row
+            for seed in seeds
+            for row in nothing_given(family, budgets, seed, folder, options.optimizer)
+        ]
         found = found | {"ours": ours, "ours_seconds": time.monotonic() - began}
     began = time.monotonic()
     if options.part in ("both", "grid"):
