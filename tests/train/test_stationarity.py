@@ -93,6 +93,15 @@ def test_the_estimate_is_unbiased_and_its_interval_covers(distance):
         assert np.mean([one.interval[0] > 0 for one in found]) > 0.99  # the test has power
 
 
+def test_a_rate_for_each_parameter_is_that_of_the_adaptation():
+    # As learned rates are: grad F = (1 - alpha_i)^2 (w - CENTRE)_i, entry by entry.
+    alpha, w = jnp.array([0.1, 0.5, 0.9]), jnp.zeros(DIM)
+    expected = np.linalg.norm((1 - np.asarray(alpha)) ** 2 * CENTRE)
+    found = gradient_norm(learner(), w, alpha, Means(), jax.random.key(0), num_tasks=4096)
+    assert found.interval[0] <= expected <= found.interval[1]
+    assert found.interval[1] < 1.2 * found.interval[0]
+
+
 def test_more_tasks_narrow_the_interval():
     w = jnp.asarray(CENTRE + 1.0)
     few, many = (measure(w, num_tasks=n).interval for n in (64, 6400))
@@ -189,6 +198,17 @@ def test_beyond_the_range_of_the_theorem_nothing_is_promised(run, capsys):
     assert certificate.iteration_bound is None
     assert certificate.bias_bound is None
     assert "the lemma holds up to 1/(smoothness)" in certificate.reason
+
+
+def test_a_run_with_learned_rates_gets_its_certificate_without_the_theorems(tmp_path):
+    arguments = (
+        "train sinusoid --iterations 60 --hidden 8 --rate shared-meta-sgd --alpha 1e-2 --out"
+    )
+    main([*arguments.split(), str(tmp_path / "run")])
+    found = certify_run(load_run(RunFolder(tmp_path / "run")), num_tasks=64)
+    assert found.norm < found.initial_norm
+    assert found.floor is None
+    assert "one adaptation rate, not one per layer or step" in found.reason
 
 
 def test_the_table_shows_it():
