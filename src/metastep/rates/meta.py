@@ -34,7 +34,7 @@ class SizesState(NamedTuple):
     sizes: PyTree[Float[Array, ""]]
 
 
-@source("shazeer2018", "section 8, relative step size", "corrected", "by the sizes at the start")
+@source("shazeer2018", "section 8, relative step size", "as printed", "by the sizes at the start")
 def sizes_of(params: Params | MetaParams) -> Params | MetaParams:
     """The scale that a step of each array is measured by, a number for each.
 
