@@ -1,6 +1,6 @@
 """Max-pooling by `jnp.max` gives wrong second derivatives under XLA; other ways to pool give the right ones.
 
-    python benchmarks/speed_rows/max_pool_trap.py
+python benchmarks/speed_rows/max_pool_trap.py
 """
 
 import os
