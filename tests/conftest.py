@@ -47,6 +47,17 @@ def few_programs_in_memory():
         jax.clear_caches()
 
 
+@pytest.fixture(autouse=True)
+def settings_stay():
+    """Fail a test that leaves JAX set otherwise than it found it: those after it would compile other programs."""
+    before = dict(jax.config.values)
+    yield
+    changed = {k: v for k, v in jax.config.values.items() if before[k] != v}
+    for name in changed:
+        jax.config.update(name, before[name])
+    assert not changed, f"left changed: {changed}"
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     """A NumPy generator seeded by METASTEP_TEST_SEED."""

@@ -100,18 +100,29 @@ def test_scale_chooses_the_configuration(tmp_path):
     assert len(read_json(tmp_path / "toy" / "records.json")["curve"]["x"]) == 40
 
 
+_LITTLE = "jax_disable_most_optimizations"
+
+
+@pytest.fixture
+def fully_optimised():
+    before = jax.config.read(_LITTLE)
+    jax.config.update(_LITTLE, False)
+    yield
+    jax.config.update(_LITTLE, before)
+
+
 @pytest.mark.parametrize(("scale", "little"), [("quick", True), ("paper", False)])
+@pytest.mark.usefixtures("fully_optimised")
 def test_quick_runs_compile_with_little_optimisation(tmp_path, scale, little):
-    flag, seen = "jax_disable_most_optimizations", []
+    seen = []
 
     def run(config, seed, report):
-        seen.append(jax.config.read(flag))
+        seen.append(jax.config.read(_LITTLE))
         raise FloatingPointError("leaves by an error")
 
-    jax.config.update(flag, False)  # which the fixture of this folder puts back
     runner.run_experiment(dataclasses.replace(TOY, run=run), tmp_path, scale=scale)
     assert seen == [little]
-    assert not jax.config.read(flag)
+    assert not jax.config.read(_LITTLE)
 
 
 @pytest.mark.parametrize(("float64", "dtype"), [(True, "float64"), (False, "float32")])
