@@ -18,6 +18,7 @@ from metastep.models import (
     Objective,
     conv4,
     conv_general_dilated,
+    convolution,
     cross_entropy,
     has_native_convolution,
     warn_of_native_convolution,
@@ -44,9 +45,13 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("cache", [1, 10**9], ids=["image by image", "all at once"])
+@pytest.mark.parametrize("many", [1, 100], ids=["by pixels", "by planes"])
 @pytest.mark.parametrize("case", CASES)
-def test_equals_jax_to_the_second_derivative(rng, case):
+def test_equals_jax_to_the_second_derivative(rng, monkeypatch, case, many, cache):
     # cos makes the second derivative in the image and in the kernel depend on both.
+    monkeypatch.setattr(convolution, "_CACHED_BYTES", cache)
+    monkeypatch.setattr(convolution, "_MANY_CHANNELS", many)
     image, kernel, strides, padding, gaps, layouts = CASES[case]
     arguments = tuple(jnp.asarray(rng.normal(size=shape)) for shape in (image, kernel))
     directions = tuple(jnp.asarray(rng.normal(size=shape)) for shape in (image, kernel))
@@ -63,6 +68,24 @@ def test_equals_jax_to_the_second_derivative(rng, case):
     found, expected = of(conv_general_dilated), of(lax.conv_general_dilated)
     for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("count", "groups"), [(1, 1), (2, 1), (3, 3), (4, 2), (7, 7), (12, 6)])
+def test_images_are_taken_in_equal_groups_that_fit_the_cache(rng, monkeypatch, count, groups):
+    x, w = (
+        jnp.asarray(rng.normal(size=(count, 4, 5, 2))),
+        jnp.asarray(rng.normal(size=(3, 3, 2, 4))),
+    )
+    monkeypatch.setattr(convolution, "_CACHED_BYTES", 2 * x[0].nbytes * 9)
+    call = lambda x: conv_general_dilated(x, w, (1, 1), AROUND, dimension_numbers=NHWC)  # noqa: E731
+    lengths = [
+        equation.params["length"]
+        for equation in jax.make_jaxpr(call)(x).eqns
+        if equation.primitive.name == "scan"
+    ]
+    assert lengths == ([groups] if groups > 1 else [])
+    one_by_one = jnp.concatenate([call(image[None]) for image in x])
+    np.testing.assert_allclose(call(x), one_by_one, rtol=1e-12, atol=1e-14)
 
 
 AROUND = [(1, 1), (1, 1)]

@@ -8,7 +8,7 @@ import pytest
 from metastep import Batch
 from metastep._errors import InputError
 from metastep.models import Objective, conv4
-from metastep.models.conv4 import batch_norm, max_pool, neighbourhoods
+from metastep.models.conv4 import batch_norm, convolve_3x3, max_pool
 
 
 def convolve(x, kernel, stride):
@@ -83,7 +83,7 @@ def test_equals_loops_over_pixels(rng, pooling, shape):
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(5, 8), (28, 28), (1, 1), (2, 7)])
-def test_neighbourhoods_times_a_matrix_are_a_convolution(rng, stride, size):
+def test_convolve_is_a_padded_convolution(rng, stride, size):
     x, kernel = rng.normal(size=(2, *size, 3)), rng.normal(size=(3, 3, 3, 4))
     expected = jax.lax.conv_general_dilated(
         jnp.asarray(x),
@@ -92,7 +92,7 @@ def test_neighbourhoods_times_a_matrix_are_a_convolution(rng, stride, size):
         padding=((1, 1), (1, 1)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    found = neighbourhoods(jnp.asarray(x), stride) @ jnp.asarray(kernel.reshape(27, 4))
+    found = convolve_3x3(jnp.asarray(x), jnp.asarray(kernel.reshape(27, 4)), stride)
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 

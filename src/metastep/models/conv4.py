@@ -5,7 +5,6 @@ convolution, which it runs very slowly; gathering the 3x3 neighbourhoods and mul
 matrix is one large product instead, on every device.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -15,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from metastep._errors import InputError, check_choice, check_count
 from metastep._types import Params
+from metastep.models.convolution import conv_general_dilated
 from metastep.models.core import Model, head_named
 from metastep.models.dense import apply_dense, init_dense
 
@@ -22,18 +22,13 @@ _WINDOW = 3
 _EPSILON = 1e-3  # of the batch variance, as in the original few-shot code
 
 
-def neighbourhoods(
-    x: Float[Array, "n height width channels"], stride: int
-) -> Float[Array, "n rows columns patch"]:
-    """The zero-padded 3x3 neighbourhood of every `stride`-th pixel, as one vector (im2col)."""
-    rows, columns = (math.ceil(size / stride) for size in x.shape[1:3])
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    shifted = [
-        padded[:, i : i + stride * rows : stride, j : j + stride * columns : stride]
-        for i in range(_WINDOW)
-        for j in range(_WINDOW)
-    ]
-    return jnp.concatenate(shifted, axis=-1)
+def convolve_3x3(x: Float[Array, "n height width channels"], kernel: Array, stride: int) -> Array:
+    """3x3 convolution of the zero-padded images with a kernel (9 x channels, filters)."""
+    window = kernel.reshape(_WINDOW, _WINDOW, x.shape[-1], -1)
+    return conv_general_dilated(
+        x, window, (stride, stride), ((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), native=False,
+    )  # fmt: skip
 
 
 def batch_norm(
@@ -64,7 +59,7 @@ def _larger(a: Array, b: Array) -> Array:
 
 
 def _block(layer: Params, x: Array, pooling: str) -> Array:
-    x = neighbourhoods(x, stride=2 if pooling == "stride" else 1) @ layer["kernel"]
+    x = convolve_3x3(x, layer["kernel"], stride=2 if pooling == "stride" else 1)
     x = jax.nn.relu(batch_norm(x, layer["scale"], layer["offset"]))
     return max_pool(x) if pooling == "max" else x
 

@@ -9,6 +9,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +19,12 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array
 
 from metastep._types import Batch, Params
+
+# Neighbourhoods that are in memory at once, about half of a core's own cache.
+_CACHED_BYTES = 1_000_000
+
+# From here on, the channels of a pixel are worth copying by themselves.
+_MANY_CHANNELS = 8
 
 Padding = str | Sequence[tuple[int, int]]
 
@@ -70,26 +77,69 @@ def conv_general_dilated(
         )  # fmt: skip
     x = jnp.transpose(lhs, (spec.lhs_spec[0], *spec.lhs_spec[2:], spec.lhs_spec[1]))
     kernel = jnp.transpose(rhs, (*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0]))
-    patches = _patches(x, window, tuple(window_strides), gaps, padding)
-    out = jnp.matmul(
-        patches,
-        kernel.reshape(-1, kernel.shape[-1]),
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-    )  # (n, ..., features)
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+    cut = partial(
+        _shifted, window=window, strides=tuple(window_strides), gaps=gaps, padding=padding
+    )
+    product = partial(
+        lax.dot_general, precision=precision, preferred_element_type=preferred_element_type
+    )
+    if kernel.shape[-2] < _MANY_CHANNELS:
+        convolve = partial(_by_planes, cut=cut, product=product, matrix=matrix)
+    else:
+        convolve = partial(_by_pixels, cut=cut, product=product, matrix=matrix)
+    size = sum(math.prod(part.shape) for part in jax.eval_shape(cut, x)) * x.dtype.itemsize
+    out = _in_groups(convolve, x, size)  # (n, space..., features)
     from_last = (0, out.ndim - 1, *range(1, out.ndim - 1))  # (batch, feature, space...)
     order = sorted(range(out.ndim), key=lambda i: spec.out_spec[i])
     return jnp.transpose(out, [from_last[i] for i in order])
 
 
-def _patches(
+def _in_groups(convolve: Callable[[Array], Array], x: Array, size: int) -> Array:
+    """`convolve(x)`, on a CPU a few images at a time if the neighbourhoods of all would not fit its cache.
+
+    Neighbourhoods are several times the images: written to memory and read back, once forwards and once for each
+    derivative, they cost more than the products. Those of a group are gathered again for its derivatives instead.
+
+    Parameters
+    ----------
+    convolve : of images (n, ...), each by itself
+    x : images, (n, ...)
+    size : bytes of the neighbourhoods of all images
+    """
+    count = len(x)
+    most = max(1, _CACHED_BYTES * count // max(size, 1))
+    if jax.default_backend() != "cpu" or count <= most:
+        return convolve(x)
+    width = max(width for width in range(1, most + 1) if count % width == 0)
+    groups = x.reshape(count // width, width, *x.shape[1:])
+    out = lax.map(jax.checkpoint(convolve), groups)
+    return out.reshape(count, *out.shape[2:])
+
+
+def _by_pixels(x: Array, cut: Callable, product: Callable, matrix: Array) -> Array:
+    """Neighbourhoods as the rows of a matrix, (n, space..., window size x channels), times the kernel."""
+    patches = jnp.concatenate(cut(x), axis=-1)
+    return product(patches, matrix, (((patches.ndim - 1,), (0,)), ((), ())))
+
+
+def _by_planes(x: Array, cut: Callable, product: Callable, matrix: Array) -> Array:
+    """The same with neighbourhoods as columns: shifted planes are copied row by row, not a few channels at a time."""
+    n, *space, channels = x.shape
+    planes = jnp.moveaxis(x, -1, 0).reshape(channels * n, *space, 1)
+    patches = jnp.stack(cut(planes))  # (window size, channels n, space..., 1)
+    out = product(patches.reshape(len(matrix), -1), matrix, (((0,), (0,)), ((), ())))
+    return out.reshape(n, *patches.shape[2:-1], -1)
+
+
+def _shifted(
     x: Array,
     window: Sequence[int],
     strides: tuple[int, ...],
     gaps: tuple[int, ...],
     padding: Padding,
-) -> Array:
-    """(n, space..., channels) -> (n, fewer..., window size x channels)."""
+) -> list[Array]:
+    """(n, space..., channels) -> what each pixel of the window sees, (n, fewer..., channels) each."""
     reach = [(size - 1) * gap + 1 for size, gap in zip(window, gaps, strict=True)]
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:-1], reach, strides, padding)
@@ -107,7 +157,7 @@ def _patches(
             for start, stride, size in zip(starts, strides, sizes, strict=True)
         )
         shifted.append(padded[(slice(None), *cut)])
-    return jnp.concatenate(shifted, axis=-1) if math.prod(window) > 1 else shifted[0]
+    return shifted
 
 
 def has_native_convolution(function: Callable, *arguments: Any) -> bool:
