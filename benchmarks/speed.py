@@ -40,7 +40,8 @@ CONTENDERS = {
     "learn2learn": ("learn2learn_worker.py",),
 }
 OURS = ("metastep", "bare JAX")
-# PyTorch's tuning guide asks for an allocator that keeps its memory; glibc does when it is told to.
+# PyTorch's tuning guide asks for an allocator that keeps its memory; glibc does when it is told to. metastep tells it
+# by itself, and JAX's threads have to share the main thread's arena for it.
 ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
@@ -83,7 +84,8 @@ class Worker:
         script, *flags = CONTENDERS[name]
         cores = str(len(os.sched_getaffinity(0)))
         environment = dict(os.environ) | {"OMP_NUM_THREADS": cores, "MKL_NUM_THREADS": cores}
-        environment |= {} if name in OURS else ALLOCATOR
+        environment |= {} if name == "metastep" else ALLOCATOR
+        environment |= {"MALLOC_ARENA_MAX": "1"} if name == "bare JAX" else {}
         problem = [json.dumps(dataclasses.asdict(row)), str(data), str(root)]
         self.name, self.facts, self.times = name, {}, []
         self._patience, self._log = options.patience, tempfile.TemporaryFile()  # noqa: SIM115

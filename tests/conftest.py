@@ -12,6 +12,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
+# Commands run in the suite's own processes, whose allocator is not theirs to set: they see that somebody has.
+os.environ.setdefault("MALLOC_ARENA_TEST", "8")
+
 # Programs compile once for all workers and tests; most of the suite's time would be spent on that.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax")

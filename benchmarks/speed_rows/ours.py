@@ -17,7 +17,7 @@ from metastep.adapt import GradientAdapter
 from metastep.metagrad import Exact, TaskGradient, mean_over_tasks
 from metastep.rates import make_optimizer, make_rate
 from metastep.tasks import FewShot, Sinusoid
-from metastep.train import Learner, initial_state, side_by_side
+from metastep.train import Learner, initial_state, keep_freed_memory, side_by_side
 from metastep.train.step import compile_advance
 
 
@@ -112,4 +112,5 @@ def contender(row, params, episodes):
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as the command line does
     serve(contender)

@@ -60,9 +60,9 @@ def reproduce(arguments: list[str]) -> None:
     if options.list:
         _show_list(options.json)
         return
-    from metastep.cli.verbs import _keep_compiled_programs
+    from metastep.cli.verbs import settle_process
 
-    _keep_compiled_programs()
+    settle_process()
     records = {}
     for record in _run(options):
         records[record["name"]] = record

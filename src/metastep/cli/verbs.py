@@ -32,6 +32,7 @@ from metastep.train import (
     adapt_and_predict,
     certify_run,
     evaluate_run,
+    keep_freed_memory,
     load_run,
     load_tasks,
     measure_edges,
@@ -49,12 +50,16 @@ Options = TypeVar("Options")
 def parse(options: type[Options], name: str, arguments: Sequence[str]) -> Options:
     """Options from the command line; a usage error or --help ends the program as usual."""
     parsed = tyro.cli(options, prog=f"metastep {name}", args=list(arguments))
-    _keep_compiled_programs()
+    settle_process()
     return parsed
 
 
-def _keep_compiled_programs() -> None:
-    """Compile a program once per machine, not once per start. JAX's own environment variables win."""
+def settle_process() -> None:
+    """What a process of ours keeps: freed memory, and compiled programs from one start to the next.
+
+    JAX's own environment variables win, and so do the allocator's.
+    """
+    keep_freed_memory()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
