@@ -13,6 +13,7 @@ from metastep.rates.layer_rates import LayerRates, per_layer_rates
 from metastep.rates.meta import (
     OPTIMIZERS,
     SCHEDULES,
+    OuterOptimizer,
     default_meta_lr,
     make_optimizer,
     schedule_factor,
@@ -51,6 +52,7 @@ __all__ = [
     "LearnedRate",
     "MetaEdge",
     "MultiStepRates",
+    "OuterOptimizer",
     "RateAdvice",
     "RateKind",
     "RatioEstimate",

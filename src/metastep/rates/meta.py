@@ -1,7 +1,8 @@
 """The meta rate beta: outer optimisers by name, its course over a run, and what it is by default."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,16 @@ from metastep._types import MetaParams, Params
 from metastep.rates.hypergradient import hypergradient
 from metastep.theory.citations import source
 
+# The constants of the optimisers, which their edges of stability depend on.
+_MOMENTUM = 0.9
+_BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
+_DECAY = 1e-4
+_RMS_DECAY = 0.9
+
+
+def _adam(learning_rate) -> optax.GradientTransformation:
+    return optax.adam(learning_rate, b1=_BETA1, b2=_BETA2, eps=_EPS)
+
 
 @source("cutkosky2020", "normalised gradients", "as printed", "then handed to Adam")
 def normalised_adam(learning_rate) -> optax.GradientTransformation:
@@ -21,7 +32,7 @@ def normalised_adam(learning_rate) -> optax.GradientTransformation:
     Tasks differ in how large their losses are, so a meta-gradient is as heavy-tailed as its hardest task. With
     its length taken out, no single meta-step weighs more than another in either of Adam's averages.
     """
-    return optax.chain(optax.normalize_by_update_norm(), optax.adam(learning_rate))
+    return optax.chain(optax.normalize_by_update_norm(), _adam(learning_rate))
 
 
 _SIZE_OF_VECTORS = 0.1
@@ -71,37 +82,91 @@ def relative_adam(learning_rate) -> optax.GradientTransformation:
     return optax.chain(normalised_adam(learning_rate), _scale_by_size())
 
 
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "relative-adam": relative_adam,
-    "normalised-adam": normalised_adam,
-    "adam": optax.adam,
-    "adamw": optax.adamw,
-    "momentum": lambda learning_rate: optax.sgd(learning_rate, momentum=0.9),
-    "rmsprop": optax.rmsprop,
-    "sgd": optax.sgd,
-    "hypergradient": hypergradient,
-}
+@dataclasses.dataclass(frozen=True)
+class OuterOptimizer:
+    """What is known of an outer optimiser.
+
+    Attributes
+    ----------
+    build : meta rate -> optax transformation
+    meta_lr, reason : the meta rate that `auto` stands for, and why
+    edge : beta_max x (sharpness + decay), by the characteristic polynomial of its steps on a quadratic
+    decay : what decoupled weight decay adds to the sharpness
+    preconditioner : second moments -> the diagonal P that steps are divided by; None for P = 1
+    moments_decay : of the average of second moments that has to be corrected for its start at 0; None if it is not
+    unit_length : whether meta-gradients are scaled to length 1 before all else
+    sized : whether steps are multiplied by the size of each array
+    """
+
+    build: Callable[..., optax.GradientTransformation]
+    meta_lr: float
+    reason: str
+    edge: float
+    decay: float = 0.0
+    preconditioner: Callable[[Array], Array] | None = None
+    moments_decay: float | None = None
+    unit_length: bool = False
+    sized: bool = False
+
+
+def _like_adam(build: Callable, meta_lr: float, reason: str, **more: Any) -> OuterOptimizer:
+    # optax's Adam averages gradients where its momentum adds them up.
+    edge = 2 * (1 + _BETA1) / (1 - _BETA1)
+    return OuterOptimizer(
+        build, meta_lr, reason, edge,
+        preconditioner=lambda nu: jnp.sqrt(nu) + _EPS, moments_decay=_BETA2, **more,
+    )  # fmt: skip
+
 
 _STEP_SIZED = "is the size of a step in the parameters, whatever the scale of the loss"
-_DEFAULTS = {
-    "relative-adam": (
+_BENCHMARK = "see the benchmark of zero tuning"
+
+OPTIMIZERS: dict[str, OuterOptimizer] = {
+    "relative-adam": _like_adam(
+        relative_adam,
         0.1,
         "a step changes an array by at most about a tenth of the size it starts with, and a learned rate by a tenth; "
-        "see the benchmark of zero tuning",
+        f"{_BENCHMARK}",
+        unit_length=True,
+        sized=True,
     ),
-    "normalised-adam": (3e-2, f"the rate of Adam {_STEP_SIZED}; see the benchmark of zero tuning"),
-    "adam": (1e-2, f"the rate of Adam {_STEP_SIZED}; see the benchmark of zero tuning"),
-    "adamw": (1e-2, f"the rate of AdamW {_STEP_SIZED}"),
-    "rmsprop": (3e-3, f"the rate of RMSprop {_STEP_SIZED}, and it has no warm-up of its own"),
-    "momentum": (
+    "normalised-adam": _like_adam(
+        normalised_adam, 3e-2, f"the rate of Adam {_STEP_SIZED}; {_BENCHMARK}", unit_length=True
+    ),
+    "adam": _like_adam(_adam, 1e-2, f"the rate of Adam {_STEP_SIZED}; {_BENCHMARK}"),
+    "adamw": _like_adam(
+        lambda learning_rate: optax.adamw(
+            learning_rate, b1=_BETA1, b2=_BETA2, eps=_EPS, weight_decay=_DECAY
+        ),
+        1e-2,
+        f"the rate of AdamW {_STEP_SIZED}",
+        decay=_DECAY * (1 + _BETA1) / (1 - _BETA1),
+    ),
+    "momentum": OuterOptimizer(
+        lambda learning_rate: optax.sgd(learning_rate, momentum=_MOMENTUM),
         1e-3,
         "with momentum 0.9 a step adds up to ten of them, so a tenth of the rate for plain SGD",
+        edge=2 * (1 + _MOMENTUM),
     ),
-    "sgd": (
+    "rmsprop": OuterOptimizer(
+        lambda learning_rate: optax.rmsprop(learning_rate, decay=_RMS_DECAY, eps=_EPS),
+        3e-3,
+        f"the rate of RMSprop {_STEP_SIZED}, and it has no warm-up of its own",
+        edge=2.0,
+        preconditioner=lambda nu: jnp.sqrt(nu + _EPS),
+    ),
+    "sgd": OuterOptimizer(
+        lambda learning_rate: optax.sgd(learning_rate),
         1e-2,
         "a cautious rate; it is not measured yet, so watch the loss and raise it if slow",
+        edge=2.0,
     ),
-    "hypergradient": (1e-3, "a small rate to begin with, which then grows or shrinks by itself"),
+    "hypergradient": OuterOptimizer(
+        hypergradient,
+        1e-3,
+        "a small rate to begin with, which then grows or shrinks by itself",
+        edge=2.0,
+    ),
 }
 
 _WARM_UP = 0.05
@@ -111,13 +176,13 @@ _WARM_UP = 0.05
 def default_meta_lr(optimizer: str) -> tuple[float, str]:
     """The meta rate `auto` stands for, and why."""
     check_choice("optimizer", optimizer, OPTIMIZERS)
-    return _DEFAULTS[optimizer]
+    return OPTIMIZERS[optimizer].meta_lr, OPTIMIZERS[optimizer].reason
 
 
 def make_optimizer(name: str, meta_lr: float) -> optax.GradientTransformation:
     """An outer optimiser whose rate is part of its state, so that a new rate does not recompile."""
     check_choice("optimizer", name, OPTIMIZERS)
-    return optax.inject_hyperparams(OPTIMIZERS[name])(learning_rate=meta_lr)
+    return optax.inject_hyperparams(OPTIMIZERS[name].build)(learning_rate=meta_lr)
 
 
 def _constant(progress: Array) -> Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax.tree_utils as otu
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from metastep._errors import InputError, check_choice, check_count
 from metastep._types import Episode, Params, Scalar
@@ -20,32 +20,12 @@ from metastep.rates.curvature import (
     hessian_product,
     random_like,
 )
-from metastep.rates.meta import sizes_of
+from metastep.rates.meta import OPTIMIZERS, sizes_of
 from metastep.theory.citations import source
 
 MetaLoss = Callable[[Params, Episode], Scalar]
 """(meta-parameters, one episode) -> query loss after adaptation. To change alpha without compiling again, keep it
 in a pytree: `jax.tree_util.Partial(loss, alpha)` or an `equinox.Module`, not a closure."""
-
-# What `rates.OPTIMIZERS` leaves at optax's defaults.
-_MOMENTUM = 0.9
-_ADAM_BETA1, _ADAM_EPS = 0.9, 1e-8
-_ADAMW_DECAY = 1e-4
-_RMSPROP_EPS = 1e-8
-
-# beta_max = factor / (sharpness + decay), with a frozen preconditioner where there is one.
-_FACTORS = {
-    "sgd": 2.0,
-    "hypergradient": 2.0,
-    "momentum": 2 * (1 + _MOMENTUM),
-    "rmsprop": 2.0,
-    "adam": 2 * (1 + _ADAM_BETA1) / (1 - _ADAM_BETA1),
-    "adamw": 2 * (1 + _ADAM_BETA1) / (1 - _ADAM_BETA1),
-    "normalised-adam": 2 * (1 + _ADAM_BETA1) / (1 - _ADAM_BETA1),
-    "relative-adam": 2 * (1 + _ADAM_BETA1) / (1 - _ADAM_BETA1),
-}
-_PLAIN = ("sgd", "momentum", "hypergradient")
-_DECAYS = {"adamw": _ADAMW_DECAY * (1 + _ADAM_BETA1) / (1 - _ADAM_BETA1)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,16 +114,18 @@ def meta_edge(
     arXiv 2207.14484) for the preconditioned thresholds. adamw: the same characteristic polynomial with decoupled
     decay.
     """
-    check_choice("optimizer", optimizer, _FACTORS)
-    num_tasks = jax.tree.leaves(episodes)[0].shape[0]
-    adaptive = optimizer not in _PLAIN
-    if adaptive and nu is None:
-        size = num_tasks if tasks_per_step is None else tasks_per_step
-        nu = second_moments(meta_loss, params, episodes, size, tasks_at_once)
-    root = None if nu is None or not adaptive else _root(nu, optimizer)
-    if optimizer == "relative-adam":
-        scale = sizes_of(params) if sizes is None else sizes
-        root = jax.tree.map(lambda leaf, size: leaf / jnp.sqrt(size), root, scale)
+    check_choice("optimizer", optimizer, OPTIMIZERS)
+    outer, num_tasks = OPTIMIZERS[optimizer], jax.tree.leaves(episodes)[0].shape[0]
+    root = None
+    if outer.preconditioner is not None:
+        if nu is None:
+            size = num_tasks if tasks_per_step is None else tasks_per_step
+            nu = second_moments(meta_loss, params, episodes, size, tasks_at_once)
+        scale = outer.preconditioner
+        root = jax.tree.map(lambda moment: jnp.sqrt(scale(moment)), nu)
+    if outer.sized:
+        sizes = sizes_of(params) if sizes is None else sizes
+        root = jax.tree.map(lambda leaf, size: leaf / jnp.sqrt(size), root, sizes)
     found: Extremes = jax.device_get(
         _meta_curvature(
             meta_loss,
@@ -174,9 +156,9 @@ def meta_edge(
 
 def largest_stable_rate(optimizer: str, sharpness: float) -> float:
     """beta_max from the (preconditioned) sharpness, by the table of `meta_edge`; infinite if it is not positive."""
-    check_choice("optimizer", optimizer, _FACTORS)
-    below = sharpness + _DECAYS.get(optimizer, 0.0)
-    return _FACTORS[optimizer] / below if sharpness > 0 and below > 0 else float("inf")
+    check_choice("optimizer", optimizer, OPTIMIZERS)
+    below = sharpness + OPTIMIZERS[optimizer].decay
+    return OPTIMIZERS[optimizer].edge / below if sharpness > 0 and below > 0 else float("inf")
 
 
 def meta_curvature(
@@ -268,17 +250,6 @@ def mean_of_tasks(function: Callable, episodes: PyTree, tasks_at_once: int | Non
 
     total, _ = jax.lax.scan(add, zeros, groups)
     return jax.tree.map(lambda leaf: leaf / num_tasks, total)
-
-
-def _root(nu: Params, optimizer: str) -> Params:
-    """sqrt of the diagonal preconditioner, as optax forms it."""
-
-    def of_leaf(moment: Float[Array, "..."]) -> Float[Array, "..."]:
-        if optimizer == "rmsprop":
-            return (moment + _RMSPROP_EPS) ** 0.25
-        return jnp.sqrt(jnp.sqrt(moment) + _ADAM_EPS)
-
-    return jax.tree.map(of_leaf, nu)
 
 
 def _warnings(residual: float, iterations: int) -> list[str]:

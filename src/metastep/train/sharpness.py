@@ -12,7 +12,7 @@ from jaxtyping import Array, PRNGKeyArray
 from metastep._errors import InputError
 from metastep._types import Episode, MetaParams
 from metastep.adapt import GradientAdapter
-from metastep.rates import meta_edge
+from metastep.rates import OPTIMIZERS, meta_edge
 from metastep.rates.meta_edge import MetaLoss, second_moments
 from metastep.tasks import AbstractTaskFamily, batch_of_episodes
 from metastep.train.config import TrainConfig
@@ -26,7 +26,6 @@ SHARE_OF_EDGE = {"sgd": 0.5, "momentum": 0.5 * (1 - 0.9) / (1 + 0.9)}
 
 _LANCZOS = 10
 _MOST_GROWTH = 2.0
-_ADAM_BETA2 = 0.999
 
 
 def edge_watch(
@@ -103,13 +102,10 @@ class EdgeWatch:
     def _second_moments(self, state: TrainState, loss: MetaLoss) -> MetaParams | None:
         """Those of the meta-gradient that the optimiser divides by; None for plain ones."""
         nu = _only(otu.tree_get_all_with_path(state.optimizer_state, "nu"))
-        if nu is None:
-            return None
-        if self.optimizer == "rmsprop":
-            return nu
-        count = state.optimizer_state.count
-        nu = jax.tree.map(lambda leaf: leaf / (1 - _ADAM_BETA2 ** count.astype(leaf.dtype)), nu)
-        if self.optimizer not in ("normalised-adam", "relative-adam"):
+        outer = OPTIMIZERS[self.optimizer]
+        if nu is not None and outer.moments_decay is not None:
+            nu = otu.tree_bias_correction(nu, outer.moments_decay, state.optimizer_state.count)
+        if nu is None or not outer.unit_length:
             return nu
         size = min(self._learner.tasks_per_step, number_of_tasks(self._learner))
         fresh = second_moments(loss, state.meta, self._episodes, size, self._learner.tasks_at_once)
