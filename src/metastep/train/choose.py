@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -29,7 +30,7 @@ def measure_rates(config: ProblemConfig, task_set: TaskSet, *, num_tasks: int = 
 
     return advise_rates(
         objective,
-        model.init(keys["parameters"]),
+        jax.jit(model.init)(keys["parameters"]),
         task_set.splits.train,
         keys["rates"],
         partial(loss_after, objective, adapter),
@@ -95,7 +96,7 @@ def choose_meta_lr(config: TrainConfig, task_set: TaskSet, alpha: float) -> tupl
     try:
         edge = meta_edge(
             partial(loss_after, objective, adapter, alpha=jnp.asarray(alpha)),
-            model.init(keys["parameters"]),
+            jax.jit(model.init)(keys["parameters"]),
             episodes,
             config.optimizer,
             keys["validation"],
