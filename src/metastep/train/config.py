@@ -109,7 +109,7 @@ class TrainConfig(ProblemConfig):
     alpha: float | Literal["auto"] = "auto"
     """Adaptation (inner) rate for a mean loss. auto: estimated before training from tasks and model."""
     rehearse: bool = True
-    """Where alpha is auto and the run has at least 200 meta-steps: try the measured alpha, and rates three times
+    """Where alpha is auto and the run has at least 100 meta-steps: try the measured alpha, and rates three times
     larger or smaller while they do clearly better, in short trainings of a hundredth of the run each."""
     rate: RateName = "auto"
     """What becomes of alpha in training. Learned with the initialisation: shared-meta-sgd (a shared one times a

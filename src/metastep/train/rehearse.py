@@ -25,7 +25,7 @@ from metastep.train.step import compile_advance
 # this level of a one-sided test.
 _FACTOR, _MOST, _MARGIN, _LEVEL = 3.0, 4, 0.01, 0.05
 # Shorter runs than this are over before a rehearsal would pay.
-_SHORTEST_RUN = 200
+_SHORTEST_RUN = 100
 _LONGEST = 200
 _REHEARSED = ("shared-meta-sgd", "meta-sgd", "per-layer", "learned", "fixed")
 
