@@ -1,10 +1,11 @@
-"""metastep's meta-step beside bare JAX and the PyTorch libraries: same parameters, same tasks, one run.
+"""metastep beside bare JAX and the PyTorch libraries: same parameters, same tasks, one run.
 
     taskset -c 0 python benchmarks/speed.py [--rows 0 1 3] [--rounds 5] [--out benchmarks/results]
 
-For each row, every contender is a process of its own. All first compute the meta-gradient in float64, which must
-agree; then they compile; then they take turns, a round each, and the median of the rounds is reported, with the
-seconds to the first step, peak memory and the share of the matrix-product peak that was measured on this machine.
+For each row, every contender is a process of its own. All first compute the meta-gradient (or the rate, or the curve,
+that the row is about) in float64, which must agree; then they compile; then they take turns, a round each, and the
+median of the rounds is reported, with the seconds to the first step, peak memory and the share of the matrix-product
+peak that was measured on this machine.
 PyTorch's libraries run in an environment that the script makes. A contender that fails is listed with its error.
 Writes speed.json and a figure, and prints a table. Use `taskset` to say how many cores to measure on.
 """
@@ -148,8 +149,7 @@ def measure(row: Row, options: Options, folder: Path, peak: float) -> dict[str, 
     rng, data = np.random.default_rng(0), folder / "row.npz"
     arrays = {f"param{i}": array for i, array in enumerate(parameters(row, rng))}
     np.savez(data, **arrays, **episodes(row, rng))  # pyright: ignore[reportArgumentType]
-    # With learned rates there is no counterpart among the peers' documented examples.
-    names = [n for n in options.contenders if row.rate == "fixed" or n in OURS]
+    names = [n for n in options.contenders if row.has_peers or n in OURS]
     workers = [Worker(name, row, data, options) for name in names]
     try:
         gradients = {worker.name: _gradient(worker, folder) for worker in workers}

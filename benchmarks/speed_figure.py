@@ -56,8 +56,8 @@ def draw(record: dict[str, Any], out: Path) -> None:
     ticks = [0.8, 1, 2, 5, 10, 20, 50, 100]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
-    axes.set_xlabel("time of a meta-step over metastep's (its own: at the left)")
+    axes.set_xlabel("time over metastep's (its own: at the left)")
     cores = "one CPU core" if record["cores"] == 1 else f"{record['cores']} CPU cores"
-    axes.set_title(f"One meta-step on {cores}: right of 1 is slower")
+    axes.set_title(f"One meta-step, one estimate or one curve on {cores}: right of 1 is slower")
     legend_below(figure, columns=4)
     write_bytes(out / "speed.png", render(figure, "png"))

@@ -1,4 +1,4 @@
-"""The floor: MAML in bare JAX, nothing but sampling, derivatives and Adam, in a scan over meta-steps."""
+"""The floor: the rows in bare JAX. MAML is nothing but sampling, derivatives and Adam, in a scan over meta-steps."""
 
 import os
 
@@ -97,7 +97,70 @@ def task_loss(row):
     return after
 
 
+def rate(row, params, episodes):
+    """Slope and curvature of each task's query loss along its inner gradient, with the model linearised."""
+    if params[0].dtype == np.float32:
+        jax.config.update("jax_enable_x64", False)
+    loss = loss_of(row)
+
+    def outputs(params, x):
+        if row["ways"]:
+            return features(row, params, x) @ params[-2] + params[-1]
+        for weight, bias in zip(params[:-2:2], params[1:-2:2], strict=True):
+            x = jax.nn.relu(x @ weight + bias)
+        return x @ params[-2] + params[-1]
+
+    def of_task(params, episode):
+        slope = jax.grad(loss)(params, episode["support_x"], episode["support_y"])
+        out, change = jax.jvp(lambda p: outputs(p, episode["query_x"]), (params,), (slope,))
+        if not row["ways"]:
+            error = out - episode["query_y"]
+            return 2 * jnp.mean(error * change), 2 * jnp.mean(change**2)
+        shares = jax.nn.softmax(out)
+        along = jnp.sum(shares * change, axis=1)
+        right = jnp.take_along_axis(change, episode["query_y"][:, None], 1)[:, 0]
+        return jnp.mean(along - right), jnp.mean(jnp.sum(shares * change**2, axis=1) - along**2)
+
+    @jax.jit
+    def found(params, episodes):
+        if not row["ways"]:
+            return jax.vmap(of_task, (None, 0))(params, episodes)
+        return jax.lax.map(lambda episode: of_task(params, episode), episodes)
+
+    params = [jnp.asarray(p) for p in params]
+    episodes = jax.tree.map(jnp.asarray, episodes)
+    return (
+        lambda: [np.asarray(part) for part in found(params, episodes)],
+        lambda count: [jax.block_until_ready(found(params, episodes)) for _ in range(count)],
+    )
+
+
+def curve(row, params, data):
+    """The least risk as the formula reads: every adaptation rate passes over all tasks."""
+    phi, optima, alphas = (jnp.asarray(data[k], float) for k in ("phi", "optima", "alphas"))
+    tasks, shots, dim = phi.shape
+
+    def at(alpha):
+        grams = jnp.einsum("nkd,nke->nde", phi, phi)
+        adapted = phi @ (jnp.eye(dim) - 2 * alpha / shots * grams)
+        weights = jnp.einsum("nkd,nke->nde", adapted, adapted)
+        best = jnp.linalg.solve(weights.sum(0), jnp.einsum("nde,ne->d", weights, optima))
+        return jnp.sum(jnp.einsum("nkd,nd->nk", adapted, best - optima) ** 2) / (tasks * shots)
+
+    found = jax.jit(lambda alphas: jax.lax.map(at, alphas))
+    return (
+        lambda: [np.asarray(found(alphas))],
+        lambda count: [jax.block_until_ready(found(alphas)) for _ in range(count)],
+    )
+
+
 def contender(row, params, episodes):
+    """What the row is about."""
+    kinds = {"meta-step": meta_steps, "rate": rate, "curve": curve}
+    return kinds[row["kind"]](row, params, episodes)
+
+
+def meta_steps(row, params, episodes):
     """Learned rates are logarithms beside the parameters, as metastep has them."""
     after, learned = task_loss(row), row["rate"] == "meta-sgd"
     if params[0].dtype == np.float32:
@@ -162,6 +225,8 @@ def contender(row, params, episodes):
 
 def facts(row, params, episodes):
     """Floating-point operations of a meta-step, as XLA counts them before it optimises."""
+    if row["kind"] != "meta-step":
+        return {}
     one = {name: value[0] for name, value in episodes.items()}
     rates = [row["alpha"]] * len(params)
     slope = jax.jit(jax.grad(lambda p, e: task_loss(row)(p, rates, e)))

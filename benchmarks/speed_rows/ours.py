@@ -1,6 +1,7 @@
-"""metastep as `metastep train` runs it: its learner, its compiled loop, its own sampling from a task family."""
+"""metastep as users run it: the learner, loop and sampling of `metastep train`; its estimates; its theory."""
 
 import os
+from functools import partial
 
 os.environ["JAX_ENABLE_X64"] = (
     "1"  # for the check of gradients; turned off before anything is timed
@@ -11,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from worker import serve
 
-from metastep import models
+from metastep import models, theory
 from metastep._types import Batch, Episode, MetaParams
 from metastep.adapt import GradientAdapter
 from metastep.metagrad import Exact, TaskGradient, mean_over_tasks
-from metastep.rates import make_optimizer, make_rate
+from metastep.rates import label_aware_terms, make_optimizer, make_rate
 from metastep.tasks import FewShot, Sinusoid
 from metastep.train import Learner, initial_state, keep_freed_memory, side_by_side
 from metastep.train.step import compile_advance
@@ -72,7 +73,52 @@ def family_of(row):
     )  # fmt: skip
 
 
+def episode_of(arrays):
+    """The arrays of a problem as episodes."""
+    parts = {name: jnp.asarray(value) for name, value in arrays.items()}
+    support = Batch(parts["support_x"], parts["support_y"])
+    return Episode(support, Batch(parts["query_x"], parts["query_y"]))
+
+
+def rate(row, params, episodes):
+    """The terms of the label-aware estimate, task by task; images one task after another."""
+    if params[0].dtype == np.float32:
+        jax.config.update("jax_enable_x64", False)
+    model = model_of(row)
+    objective = models.Objective.of(model.apply, family_of(row).kind)
+    width, tree, given = side_by_side(model), tree_of(row, params), episode_of(episodes)
+
+    @jax.jit
+    def found(params, given):
+        of_task = partial(label_aware_terms, objective, params)
+        return jax.lax.map(of_task, given, batch_size=width or row["tasks"])
+
+    def terms():
+        aware = jax.device_get(found(tree, given))
+        return [aware.slope, aware.curvature]
+
+    return terms, lambda count: [jax.block_until_ready(found(tree, given)) for _ in range(count)]
+
+
+def curve(row, params, data):
+    """Sufficient statistics of the tasks, then the curve."""
+    phi, optima, alphas = (np.asarray(data[k], float) for k in ("phi", "optima", "alphas"))
+    return (
+        lambda: [np.asarray(theory.risk_curve(phi, optima).risks(alphas))],
+        lambda count: [
+            jax.block_until_ready(theory.risk_curve(phi, optima).risks(alphas))
+            for _ in range(count)
+        ],
+    )
+
+
 def contender(row, params, episodes):
+    """What the row is about."""
+    kinds = {"meta-step": meta_steps, "rate": rate, "curve": curve}
+    return kinds[row["kind"]](row, params, episodes)
+
+
+def meta_steps(row, params, episodes):
     """Steps start from the model's own parameters: no time depends on their values."""
     if params[0].dtype == np.float32:
         jax.config.update("jax_enable_x64", False)
@@ -89,10 +135,7 @@ def contender(row, params, episodes):
     def gradient():
         start = tree_of(row, params)
         rates, state = learner.rate.init(start)
-        parts = {name: jnp.asarray(value) for name, value in episodes.items()}
-        given = Episode(
-            Batch(parts["support_x"], parts["support_y"]), Batch(parts["query_x"], parts["query_y"])
-        )
+        given = episode_of(episodes)
 
         @jax.jit
         def mean(meta, given):

@@ -1,4 +1,4 @@
-"""The rows of the speed benchmark: problems, their parameters and episodes as NumPy arrays, the same for everyone.
+"""The rows of the speed benchmark: problems, their parameters and data as NumPy arrays, the same for everyone.
 
 Parameters are a list of arrays: weight (inputs, outputs) and bias of every dense layer; for Conv4, of each block the
 kernel (3, 3, inputs, outputs), scale and offset, then weight and bias of the head.
@@ -7,13 +7,15 @@ kernel (3, 3, inputs, outputs), scale and offset, then weight and bias of the he
 import dataclasses
 import itertools
 import math
+from typing import Literal
 
 import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One problem: a meta-step of MAML, or of ANIL, on `tasks` tasks."""
+    """One problem on `tasks` tasks: a meta-step of MAML or ANIL, the adaptation rate of the untrained model, or the
+    least risk of a linear model over adaptation rates."""
 
     name: str
     tasks: int
@@ -28,7 +30,15 @@ class Row:
     pooling: str = "stride"
     head_only: bool = False
     rate: str = "fixed"
+    kind: Literal["meta-step", "rate", "curve"] = "meta-step"
 
+    @property
+    def has_peers(self) -> bool:
+        """Whether the other libraries have what is timed among their documented examples."""
+        return self.kind == "meta-step" and self.rate == "fixed"
+
+
+DIM, ALPHAS = 20, 200  # of the linear model, and of the curve
 
 ROWS = (
     Row("sinusoid, 1 step", tasks=25, steps=1, shots=10, queries=10, alpha=0.01),
@@ -43,6 +53,9 @@ ROWS = (
         "84x84 5-way 1-shot, 5 steps", tasks=4, steps=5, ways=5, shots=1, queries=15, alpha=0.05, size=84,
         channels=3, filters=32, pooling="max",
     ),
+    Row("alpha of the sinusoid, 128 tasks", tasks=128, steps=1, shots=10, queries=10, alpha=0.0, kind="rate"),
+    Row("alpha of 20-way 1-shot, 128 tasks", tasks=128, steps=1, ways=20, shots=1, queries=1, alpha=0.0, kind="rate"),
+    Row("least risk at 200 alphas, 5,000 tasks", tasks=5_000, steps=1, shots=50, queries=0, alpha=0.06, kind="curve"),
 )  # fmt: skip
 
 
@@ -52,6 +65,8 @@ def parameters(row: Row, rng: np.random.Generator) -> list[np.ndarray]:
     def uniform(*shape: int) -> np.ndarray:
         return rng.uniform(-1, 1, shape) * math.sqrt(3 / math.prod(shape[:-1]))
 
+    if row.kind == "curve":
+        return []
     if not row.ways:
         sizes = [1, 40, 40, 1]
         pairs = [(uniform(a, b), 0.1 * rng.normal(size=b)) for a, b in itertools.pairwise(sizes)]
@@ -65,7 +80,16 @@ def parameters(row: Row, rng: np.random.Generator) -> list[np.ndarray]:
 
 
 def episodes(row: Row, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """support_x, support_y, query_x, query_y with a leading task axis; of images only the shape matters."""
+    """support_x, support_y, query_x, query_y with a leading task axis; of images only the shape matters.
+
+    For a curve: features, optima of the tasks, and the adaptation rates up to `row.alpha`.
+    """
+    if row.kind == "curve":
+        return {
+            "phi": rng.uniform(-5, 5, (row.tasks, row.shots, DIM)),
+            "optima": rng.normal(scale=3**0.5, size=(row.tasks, DIM)),
+            "alphas": np.linspace(0, row.alpha, ALPHAS),
+        }
     if not row.ways:
         amplitude, phase = (
             rng.uniform(0.1, 5, (row.tasks, 1, 1)),
