@@ -58,6 +58,6 @@ def draw(record: dict[str, Any], out: Path) -> None:
     axes.minorticks_off()
     axes.set_xlabel("time over metastep's (its own: at the left)")
     cores = "one CPU core" if record["cores"] == 1 else f"{record['cores']} CPU cores"
-    axes.set_title(f"One meta-step, one estimate or one curve on {cores}: right of 1 is slower")
+    axes.set_title(f"On {cores}: right of 1 is slower")
     legend_below(figure, columns=4)
     write_bytes(out / "speed.png", render(figure, "png"))
