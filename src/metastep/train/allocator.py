@@ -14,8 +14,9 @@ def keep_freed_memory() -> bool:
 
     A compiled program asks for the memory of its intermediate values at each call. By default glibc takes large
     blocks from the system and gives them straight back, so every call touches new pages; with large images, and on
-    virtual machines above all, that shows. The process then keeps the most memory it ever had. The command line does
-    this by itself.
+    virtual machines above all, that shows. The process then keeps the most memory it ever had, and takes a few
+    blocks more where a call begins before another thread has given back those of the one before. The command line
+    does this by itself.
 
     Returns
     -------
