@@ -16,6 +16,7 @@ Omniglot needs METASTEP_DATA.
 """
 
 import dataclasses
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -27,8 +28,8 @@ import numpy as np
 import scipy.stats
 import tyro
 
-from metastep._records import read_json, write_json
-from metastep.report.style import BLUE, GREY, VERMILLION, new_figure, save_figure
+from metastep._records import read_json, write_bytes
+from metastep.report.style import BLUE, GREY, VERMILLION, new_figure, render
 from metastep.tasks import MixedLinear, Quadratic, Sinusoid, TaskSplits
 from metastep.train import TrainConfig, build_learner, choose_rates, load_tasks, sweep
 from metastep.train.config import OptimizerName, fill_defaults
@@ -115,7 +116,9 @@ class Options:
     optimizer: OptimizerName = "auto"
     """Outer optimiser of our side; its meta rate stays auto. auto: the default."""
     out: Path = Path("benchmarks/results")
-    """Where JSON and figure go."""
+    """Where the JSON goes."""
+    figures: Path = Path("docs/figures")
+    """Where the figure goes."""
 
 
 def grids(family: Family, fineness: str) -> dict[str, tuple[list[float], list[float]]]:
@@ -229,8 +232,8 @@ def whole_grid(family: Family, budgets, seeds, fineness: str, folder: Path) -> l
 
 
 def _judgement(loss: float, metric: float) -> dict:
-    finite = {"loss": loss if np.isfinite(loss) else None}
-    return finite | ({"accuracy": metric} if np.isfinite(metric) else {})
+    finite = {"loss": float(f"{loss:.6g}") if np.isfinite(loss) else None}
+    return finite | ({"accuracy": float(f"{metric:.6g}")} if np.isfinite(metric) else {})
 
 
 def summaries(record: dict[str, Any]) -> list[dict]:
@@ -319,7 +322,7 @@ def draw(rows: list[dict], out: Path) -> None:
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xlabel("held-out loss after adaptation, over that of the grid's best cell")
     axes.set_title("nothing given (dots), median cell (bars), by meta-steps")
-    save_figure(figure, out / "zero_tuning")
+    write_bytes(out / "zero-tuning.png", render(figure, "png"))
 
 
 def show(rows: list[dict]) -> None:
@@ -370,10 +373,11 @@ def main() -> None:
             family = record.setdefault(name, {})
             found = family.get(options.budgets, {})
             family[options.budgets] = renew(options, name, found, Path(folder))
-            write_json(path, record)
+            # Thousands of cells: a line each would be most of the file.
+            write_bytes(path, json.dumps(record, separators=(",", ":"), allow_nan=False).encode())
             show(summaries({name: family}))
     show(summaries(record))
-    draw(summaries(record), options.out)
+    draw(summaries(record), options.figures)
 
 
 if __name__ == "__main__":

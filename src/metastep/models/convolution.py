@@ -84,10 +84,8 @@ def conv_general_dilated(
     product = partial(
         lax.dot_general, precision=precision, preferred_element_type=preferred_element_type
     )
-    if kernel.shape[-2] < _MANY_CHANNELS:
-        convolve = partial(_by_planes, cut=cut, product=product, matrix=matrix)
-    else:
-        convolve = partial(_by_pixels, cut=cut, product=product, matrix=matrix)
+    gather = _by_pixels if kernel.shape[-2] >= _MANY_CHANNELS else _by_planes
+    convolve = partial(gather, cut=cut, product=product, matrix=matrix)
     size = sum(math.prod(part.shape) for part in jax.eval_shape(cut, x)) * x.dtype.itemsize
     out = _in_groups(convolve, x, size)  # (n, space..., features)
     from_last = (0, out.ndim - 1, *range(1, out.ndim - 1))  # (batch, feature, space...)

@@ -18,7 +18,6 @@ from metastep.theory.citations import source
 _MOMENTUM = 0.9
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 _DECAY = 1e-4
-_RMS_DECAY = 0.9
 
 
 def _adam(learning_rate) -> optax.GradientTransformation:
@@ -149,14 +148,14 @@ OPTIMIZERS: dict[str, OuterOptimizer] = {
         edge=2 * (1 + _MOMENTUM),
     ),
     "rmsprop": OuterOptimizer(
-        lambda learning_rate: optax.rmsprop(learning_rate, decay=_RMS_DECAY, eps=_EPS),
+        lambda learning_rate: optax.rmsprop(learning_rate, eps=_EPS),
         3e-3,
         f"the rate of RMSprop {_STEP_SIZED}, and it has no warm-up of its own",
         edge=2.0,
         preconditioner=lambda nu: jnp.sqrt(nu + _EPS),
     ),
     "sgd": OuterOptimizer(
-        lambda learning_rate: optax.sgd(learning_rate),
+        optax.sgd,
         1e-2,
         "a cautious rate; it is not measured yet, so watch the loss and raise it if slow",
         edge=2.0,

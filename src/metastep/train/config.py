@@ -110,7 +110,8 @@ class TrainConfig(ProblemConfig):
     """Adaptation (inner) rate for a mean loss. auto: estimated before training from tasks and model."""
     rehearse: bool = True
     """Where alpha is auto and the run has at least 100 meta-steps: try the measured alpha, and rates three times
-    larger or smaller while they do clearly better, in short trainings of a hundredth of the run each."""
+    larger or smaller while they do clearly better, in short trainings of a hundredth of the run each, but at least
+    20 meta-steps and at most 200."""
     rate: RateName = "auto"
     """What becomes of alpha in training. Learned with the initialisation: shared-meta-sgd (a shared one times a
     factor of each parameter), meta-sgd (one for each parameter), per-layer, learned (a single one). Followed by
