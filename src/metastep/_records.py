@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+Z95 = 1.959964
+"""A normal variable is within so many standard deviations of its mean with a probability of 95 %."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -26,7 +29,7 @@ class Estimate:
             return cls(mean, math.inf)
         deviations = [value - mean for value in numbers]
         variance = _total([d * d for d in deviations]) / (len(numbers) - 1)
-        return cls(mean, 1.959964 * math.sqrt(variance / len(numbers)))
+        return cls(mean, Z95 * math.sqrt(variance / len(numbers)))
 
 
 def _total(numbers: list[float]) -> float:

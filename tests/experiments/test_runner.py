@@ -158,6 +158,52 @@ def test_files_of_an_earlier_run_do_not_pass_for_new_ones(tmp_path, registry):
     assert record["status"] == "failed: FloatingPointError: the loss exploded"
 
 
+def _killed_after_half(keeper):
+    """An experiment of two parts, each kept and put down in `keeper`; killed after the very first."""
+
+    def run(config, seed, report):
+        total, folder = 0.0, report.keep("parts")
+        for part in range(2):
+            report("adding", part, 2)
+            file = folder / f"{part}.json"
+            if not file.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(file, {"value": config.points + part})
+                keeper.append(part)
+                if len(keeper) == 1:
+                    raise KeyboardInterrupt
+            total += read_json(file)["value"]
+        return {"curve": {"x": [0.0], "y": [total]}}
+
+    return dataclasses.replace(TOY, run=run)
+
+
+def test_a_killed_run_goes_on_with_what_it_kept_and_counts_what_it_spent(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "_SPENT_SECONDS", 0.0)
+    computed = []
+    experiment = _killed_after_half(computed)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_experiment(experiment, tmp_path, seed=3)
+    spent = tmp_path / "toy" / "unfinished" / "spent.json"
+    write_json(spent, read_json(spent) | {"cpu_seconds": 1000.0, "peak_memory_mb": 1e9})
+    record = runner.run_experiment(experiment, tmp_path, seed=3)
+    assert computed == [0, 1]
+    assert read_json(tmp_path / "toy" / "records.json")["curve"]["y"] == [9.0]
+    assert record["cpu_seconds"] > 1000
+    assert record["peak_memory_mb"] == 1e9
+    assert not (tmp_path / "toy" / "unfinished").exists()
+
+
+@pytest.mark.parametrize("other", [{"seed": 4}, {"seed": 3, "scale": "paper"}])
+def test_what_another_run_kept_is_not_gone_on_with(tmp_path, other):
+    computed = []
+    experiment = _killed_after_half(computed)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_experiment(experiment, tmp_path, seed=3)
+    runner.run_experiment(experiment, tmp_path, **other)
+    assert computed == [0, 0, 1]
+
+
 def test_a_claim_has_one_of_the_four_verdicts():
     with pytest.raises(InputError, match="verdict is 'maybe'; choose one of: does not hold, holds"):
         Claim("a", "b", "c", "maybe", "d")  # pyright: ignore[reportArgumentType]

@@ -19,6 +19,7 @@ import pytest
 from metastep import experiments
 from metastep._records import to_plain
 from metastep.experiments import finn_sinusoid
+from metastep.experiments.core import Report
 from metastep.experiments.logcosh import constants, draw_tasks
 from metastep.models import mlp
 from metastep.report import style
@@ -47,7 +48,7 @@ def _run(name: str, data: str | None = None) -> dict[str, Any]:
     if data is not None:
         config = dataclasses.replace(config, data=data)
     with jax.enable_x64(experiment.float64):
-        found = experiment.run(config, 0, lambda text, done, total: None)
+        found = experiment.run(config, 0, Report())
     return json.loads(json.dumps(to_plain(found), allow_nan=False))
 
 
@@ -351,7 +352,7 @@ def test_finn_curves_of_a_dead_network_are_those_worked_out_by_hand(monkeypatch)
 
     monkeypatch.setattr(finn_sinusoid, "_train", dead)
     with jax.enable_x64(False):
-        records = finn_sinusoid.run(config, 0, lambda text, done, total: None)
+        records = finn_sinusoid.run(config, 0, Report())
     square = (5**3 - 0.1**3) / (3 * 4.9)  # E amplitude^2
     total, mean = square / 2, square / 2 * (math.sin(5) / 5) ** 2
     for shots, curves in records["curves"].items():
@@ -412,13 +413,13 @@ def test_omniglot_miniatures_run_and_claim_nothing_they_cannot_tell(name, omnigl
 
 def test_anil_verdicts_follow_accuracy_and_time():
     def verdicts(maml: float, anil: float, seconds: tuple[float, float]) -> list[str]:
-        def rows(accuracy: float) -> list[dict]:
-            return [{"iteration": 9, "accuracy": {"mean": accuracy, "ci95": 0.01}}]
+        def curve(accuracy: float) -> dict:
+            return {"iteration": [9], "accuracy": [accuracy], "ci95": [0.01]}
 
         records = {
             "ways": 20, "iterations": 900,
-            "maml": {"rows": rows(maml), "seconds_per_step": seconds[0]},
-            "anil": {"rows": rows(anil), "seconds_per_step": seconds[1]},
+            "maml": {"curve": curve(maml), "seconds_per_step": seconds[0]},
+            "anil": {"curve": curve(anil), "seconds_per_step": seconds[1]},
         }  # fmt: skip
         return _verdicts("anil-omniglot", records)
 

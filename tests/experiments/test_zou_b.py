@@ -27,7 +27,7 @@ from metastep.experiments import (
     zou_fig9,
     zou_table2,
 )
-from metastep.experiments.core import log_slope
+from metastep.experiments.core import Report, log_slope
 from metastep.experiments.linear_designs import LAWS, best_rate, draw_law
 from metastep.models import mlp
 from metastep.report import style
@@ -64,7 +64,7 @@ def _run(name: str) -> dict[str, Any]:
     experiment = experiments.load(name)
     config = dataclasses.replace(experiment.quick, **SIZES[name])
     with jax.enable_x64(experiment.float64):
-        found = experiment.run(config, 0, lambda text, done, total: None)
+        found = experiment.run(config, 0, Report())
     records = {"config": dataclasses.asdict(config), **found}
     return json.loads(json.dumps(to_plain(records), allow_nan=False))
 

@@ -19,6 +19,7 @@ from metastep.train import (
     load_tasks,
     sweep,
 )
+from metastep.train.loop import Pace
 
 CONFIG = TrainConfig(
     tasks="sinusoid", hidden=(8,), shots=4, tasks_per_step=3, steps=1, optimizer="adam",
@@ -71,6 +72,47 @@ def test_without_held_out_tasks_only_training_is_judged(monkeypatch):
     result = sweep(learner(), TASKS.splits, [0.01], [1e-3], milestones=[6], test_tasks=0)
     assert np.isfinite(result.train_loss).all()
     assert np.isinf(result.test_loss).all()
+
+
+class Killed(Exception):
+    """In place of a signal."""
+
+
+@pytest.mark.parametrize("killed_at", [1, 6, 8, 9, 11, 15])
+def test_a_killed_sweep_goes_on_and_ends_with_the_same_numbers(tmp_path, monkeypatch, killed_at):
+    # Before a milestone's window opens, in it, at the milestone, after it, and at the end; saved after each step.
+    monkeypatch.setattr(sys.modules[sweep.__module__], "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(sys.modules[Pace.__module__], "_DISPATCH_SECONDS", 1e-9)
+
+    def run(keep, progress=lambda done, total: None):
+        return sweep(
+            learner(), TASKS.splits, [0.003, 1e20], [1e-3], [0, 7], milestones=[4, 9, 15],
+            test_tasks=4, window=3, keep=keep, progress=progress,
+        )  # fmt: skip
+
+    def kill(done, total):
+        if done == killed_at:
+            raise Killed
+
+    straight = run(None)
+    with pytest.raises(Killed):
+        run(tmp_path / "kept", kill)
+    seen = []
+    resumed = run(tmp_path / "kept", lambda done, total: seen.append(done))
+    assert seen == list(range(killed_at + 1, 16))
+    for field in dataclasses.fields(straight):
+        if field.name != "seconds":
+            ours, theirs = getattr(resumed, field.name), getattr(straight, field.name)
+            np.testing.assert_array_equal(ours, theirs, err_msg=field.name)
+
+
+def test_another_sweep_is_not_gone_on_with(tmp_path):
+    def run(alphas):
+        sweep(learner(), TASKS.splits, alphas, [1e-3], milestones=[2], test_tasks=0, keep=tmp_path)
+
+    run([0.01])
+    with pytest.raises(InputError, match="keeps an unfinished sweep of other rates"):
+        run([0.02])
 
 
 @pytest.mark.parametrize(

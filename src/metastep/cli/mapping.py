@@ -1,10 +1,11 @@
 """`metastep rates --map`: the (alpha, beta) plane, computed, drawn and written."""
 
+from functools import partial
 from typing import Any
 
 from metastep._records import to_plain, write_json
 from metastep.cli.options import RatesOptions
-from metastep.cli.progress import error_console
+from metastep.cli.progress import counting, error_console
 from metastep.report import rate_map as drawing
 from metastep.report import save_figure
 from metastep.train import TaskSet, map_of_problem
@@ -14,19 +15,15 @@ _UNITS = {"classification": "nats", "regression": "squared error"}
 
 def draw_map(options: RatesOptions, task_set: TaskSet, alpha: float) -> dict[str, Any]:
     """Write rates_map.json, .png and .svg into --out, and return what is printed of them."""
-    console = error_console()
-    with console.status("measuring the curvature") as status:
-
-        def progress(done: int, total: int) -> None:
-            status.update(f"training at every pair of rates: meta-step {done} of {total}")
-
+    with counting(error_console()) as tell:
+        tell("measuring the curvature", 0, 1)
         found = map_of_problem(
             options,
             task_set,
             alpha,
             optimizer=options.map_optimizer,
             iterations=options.map_iterations,
-            progress=progress,
+            progress=partial(tell, "training at every pair of rates"),
         )
     records = to_plain(found | {"tasks": options.tasks, "algorithm": options.algorithm})
     file = options.out / "rates_map.json"

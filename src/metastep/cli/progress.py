@@ -1,8 +1,8 @@
-"""What a user sees while training: a live bar on a terminal, a line now and then elsewhere. All on stderr."""
+"""What a user sees of long work: a live bar on a terminal, a line now and then elsewhere. All on stderr."""
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -141,14 +142,56 @@ def watching(console: Console) -> Iterator[Any]:
     if not sys.stderr.isatty():
         yield LineObserver(console)
         return
-    columns = (
+    with Progress(*_columns(TextColumn("{task.fields[figures]}")), console=console) as progress:
+        yield BarObserver(progress)
+
+
+@contextmanager
+def counting(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A function to be told what is being done, and how many of how many parts of it are done."""
+    if not sys.stderr.isatty():
+        yield CountedLines(console)
+        return
+    with Progress(*_columns(), console=console, transient=True) as progress:
+        task, seen = progress.add_task("starting", total=None), ""
+
+        def told(text: str, done: int, total: int) -> None:
+            nonlocal seen
+            if text != seen:  # what another part took says nothing about this one
+                progress.reset(task, total=total, completed=done, description=text)
+                seen = text
+            progress.update(task, completed=done, total=total)
+
+        yield told
+
+
+class CountedLines:
+    """What is done and what is left, every few seconds and whenever something new begins."""
+
+    def __init__(self, console: Console):
+        self._console, self._text, self._last = console, "", 0.0
+        self._began = 0.0, 0
+
+    def __call__(self, text: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if text != self._text:
+            self._text, self._began = text, (now, done)
+        elif now - self._last < _SECONDS_BETWEEN_LINES:
+            return
+        self._last = now
+        began, before = self._began
+        left = (now - began) * (total - done) / (done - before) if done > before else None
+        figures = "" if left is None else f"  {left:.0f} s left"
+        self._console.print(f"{text}  {done}/{total}{figures}", soft_wrap=True)
+
+
+def _columns(*figures: ProgressColumn) -> tuple[ProgressColumn, ...]:
+    return (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
+        *figures,
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
-        yield BarObserver(progress)

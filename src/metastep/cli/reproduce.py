@@ -3,8 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +14,7 @@ from rich.text import Text
 
 from metastep import experiments
 from metastep._records import to_plain
-from metastep.cli.progress import error_console
+from metastep.cli.progress import counting, error_console
 from metastep.report.gallery import verdict_counts, write_gallery
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -35,7 +34,8 @@ class ReproduceOptions:
     Example: metastep reproduce zou-fig8 takagi --out reproduced
 
     Every experiment writes OUT/NAME with figure.png, figure.svg, records.json, its series as .csv and
-    claims.json; OUT/gallery.html shows all of them. Exit status 1: an experiment failed.
+    claims.json; OUT/gallery.html shows all of them. The long ones are saved once a minute: the same command goes on
+    where it was stopped. Exit status 1: an experiment failed.
     """
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
@@ -83,33 +83,21 @@ def _run(options: ReproduceOptions) -> Iterator[dict[str, Any]]:
     from metastep.experiments.runner import run_experiments
 
     console = error_console()
-    with _progress(console) as report:
+    with counting(console) as tell:
+
+        def of(name: str) -> Callable[[str, int, int], None]:
+            return lambda text, done, total: tell(f"{name}: {text}", done, total)
+
         for record in run_experiments(
             options.names,
             options.out,
             scale=options.scale,
             seed=options.seed,
             data=options.data,
-            report=report,
+            tell=of,
         ):
             console.print(Text(_line(record)), soft_wrap=True)
             yield record
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Any]:
-    """A live line on a terminal; nothing elsewhere."""
-    with console.status("starting") as status:
-
-        def of(name: str) -> experiments.Report:
-            status.update(name)
-
-            def report(text: str, done: int, total: int) -> None:
-                status.update(f"{name}: {text} ({done}/{total})")
-
-            return report
-
-        yield of
 
 
 def _line(record: dict[str, Any]) -> str:

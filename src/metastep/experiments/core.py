@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,8 +13,31 @@ from metastep._errors import check_choice
 Verdict = Literal["holds", "holds with a condition", "does not hold", "not tested"]
 VERDICTS: tuple[Verdict, ...] = ("holds", "holds with a condition", "does not hold", "not tested")
 
-Report = Callable[[str, int, int], None]
+Tell = Callable[[str, int, int], None]
 """Told what is being done, and how many of how many parts are done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Where a run says how far it is, and where it may keep what a killed run goes on from.
+
+    Attributes
+    ----------
+    tell : called with (what is being done, parts done, parts in all)
+    unfinished : folder of that run, of the same configuration and seed; None to keep nothing
+    """
+
+    tell: Tell = lambda text, done, total: None
+    unfinished: Path | None = None
+
+    def __call__(self, text: str, done: int, total: int) -> None:
+        """Say how far it is."""
+        self.tell(text, done, total)
+
+    def keep(self, name: str) -> Path | None:
+        """A folder for one part of the work; what `sweep` takes."""
+        return None if self.unfinished is None else self.unfinished / name
+
 
 Records = dict[str, Any]
 """What a run found, as JSON can hold it. A dict or a list of rows of numbers also becomes a .csv."""

@@ -48,7 +48,7 @@ def map_records(
     learner : with plain SGD as its optimiser
     splits, config, seed : of the trainings
     highest_loss : of a training that counts as one that works
-    report : progress callback
+    report : of the run
     """
     start_key, training_key, edge_key = jax.random.split(jax.random.key(seed), 3)
     start = jax.jit(learner.model.init)(start_key)
@@ -60,6 +60,7 @@ def map_records(
         config.betas,
         iterations=config.iterations,
         seed=seed,
+        keep=report.keep("plane"),
         progress=lambda done, total: report("the (α, β) plane", done, total),
     )
     places = {"start": start}

@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import io
 import shlex
+import shutil
 import sys
 import time
 import traceback
@@ -19,17 +20,15 @@ from metastep import experiments
 from metastep._errors import DataError, InputError, check_choice, check_count
 from metastep._records import read_json, to_plain, write_bytes, write_json
 from metastep.datasets.paths import data_root
-from metastep.experiments.core import Experiment, Report
+from metastep.experiments.core import Experiment, Report, Tell
 from metastep.report.style import save_figure
 
 Scale = Literal["quick", "paper"]
 SCALES: tuple[Scale, ...] = ("quick", "paper")
 FINISHED = "finished"
 RESULT = "result.json"
-
-
-def _silent(text: str, done: int, total: int) -> None:
-    del text, done, total
+_UNFINISHED, _WHOSE, _SPENT = "unfinished", "run.json", "spent.json"
+_SPENT_SECONDS = 10.0  # how often what was spent is noted
 
 
 def run_experiments(
@@ -39,7 +38,7 @@ def run_experiments(
     scale: Scale = "quick",
     seed: int = 0,
     data: str | Path | None = None,
-    report: Callable[[str], Report] = lambda name: _silent,
+    tell: Callable[[str], Tell] = lambda name: Report.tell,
 ) -> Iterator[dict[str, Any]]:
     """Run experiments one after the other; yield the record of each when it is written.
 
@@ -50,7 +49,7 @@ def run_experiments(
     scale : "quick" or "paper"
     seed : of everything random
     data : data root; None for METASTEP_DATA or the user cache
-    report : name -> progress callback
+    tell : name -> progress callback
 
     Raises
     ------
@@ -64,9 +63,7 @@ def run_experiments(
     _check_folder(out)
     for name in chosen:
         experiment = experiments.load(name)
-        yield run_experiment(
-            experiment, out, scale=scale, seed=seed, data=data, report=report(name)
-        )
+        yield run_experiment(experiment, out, scale=scale, seed=seed, data=data, tell=tell(name))
 
 
 def resolve(names: Sequence[str]) -> list[str]:
@@ -106,23 +103,36 @@ def run_experiment(
     scale: Scale = "quick",
     seed: int = 0,
     data: str | Path | None = None,
-    report: Report = _silent,
+    tell: Tell = Report.tell,
 ) -> dict[str, Any]:
     """Run one experiment, write OUT/NAME and return its record.
+
+    What was kept of a run that was killed, of the same configuration and seed, is gone on with.
 
     Returns
     -------
     name, title, paper, scale, seed, command; status: "finished", "not run: ..." or "failed: ...";
     claims; files, relative to OUT; seconds, by the clock, and cpu_seconds, which other programs on the
-    machine do not lengthen; peak_memory_mb, the most the process held meanwhile.
+    machine do not lengthen; peak_memory_mb, the most the process held meanwhile. All with what a killed run spent.
     """
     folder = out / experiment.name
     _remove_earlier(out, folder)
-    measured = _Measured()
+    config = experiment.quick if scale == "quick" else experiment.paper_scale
+    unfinished = _unfinished(folder / _UNFINISHED, {"config": to_plain(config), "seed": seed})
+    measured = _Measured(unfinished / _SPENT)
+
+    def told(text: str, done: int, total: int) -> None:
+        measured.note()
+        tell(text, done, total)
+
     claims: list[Any] = []
     files: list[Path] = []
     try:
-        records = _records(experiment, scale, seed, data_root(data), report)
+        given = _with_data(experiment, config, data_root(data))
+        with jax.enable_x64(experiment.float64), _compiling_for(scale):
+            found = to_plain(experiment.run(given, seed, Report(told, unfinished)))
+        # As JSON would give them back, so that figure and claims see no more; where the data lay is nobody's concern.
+        records = {"config": to_plain(config), **found}
         files = _write(experiment, records, folder)
         claims = experiment.claims(records)
         files.append(_written(folder / "claims.json", claims))
@@ -146,25 +156,34 @@ def run_experiment(
         "command": _command(experiment, out, scale, seed, data),
     }
     write_json(folder / RESULT, record)
+    if status == FINISHED or not any(path.is_dir() for path in unfinished.iterdir()):
+        shutil.rmtree(unfinished)
     return record
 
 
-def _records(
-    experiment: Experiment, scale: Scale, seed: int, root: Path, report: Report
-) -> dict[str, Any]:
-    """The records of a run as JSON would give them back, so that figure and claims see no more."""
-    config = experiment.quick if scale == "quick" else experiment.paper_scale
-    if experiment.needs:
-        if not (root / experiment.needs).is_dir():
-            raise DataError(
-                f"there is no folder {experiment.needs} in {root}; run `metastep data fetch "
-                f"{experiment.needs}` or give --data"
-            )
-        config = dataclasses.replace(config, data=str(root))
-    with jax.enable_x64(experiment.float64), _compiling_for(scale):
-        found = to_plain(experiment.run(config, seed, report))
-    shown = dataclasses.replace(config, data=None) if experiment.needs else config
-    return {"config": to_plain(shown), **found}
+def _unfinished(folder: Path, whose: dict[str, Any]) -> Path:
+    """The folder of what a killed run goes on from, emptied if that was another run."""
+    try:
+        same = read_json(folder / _WHOSE) == whose
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / _WHOSE, whose)
+    return folder
+
+
+def _with_data(experiment: Experiment, config: Any, root: Path) -> Any:
+    """The configuration with the data root that the experiment reads, if it does."""
+    if not experiment.needs:
+        return config
+    if not (root / experiment.needs).is_dir():
+        raise DataError(
+            f"there is no folder {experiment.needs} in {root}; run `metastep data fetch "
+            f"{experiment.needs}` or give --data"
+        )
+    return dataclasses.replace(config, data=str(root))
 
 
 @contextlib.contextmanager
@@ -244,21 +263,35 @@ def _command(
 
 
 class _Measured:
-    """Wall time and peak memory from here on; Linux can reset its high-water mark, others cannot."""
+    """Wall time and peak memory from here on, and of the killed run that this one goes on from, noted in a file.
 
-    def __init__(self) -> None:
+    Linux can reset its high-water mark of memory, others cannot.
+    """
+
+    def __init__(self, file: Path) -> None:
         jax.clear_caches()  # so that neither figure depends on what ran before
         gc.collect()
         with contextlib.suppress(OSError):  # elsewhere the mark covers the whole process so far
             Path("/proc/self/clear_refs").write_text("5")
+        self._file, self._before = file, {}
+        with contextlib.suppress(OSError, ValueError):
+            self._before = read_json(file)
         self._began, self._busy = time.perf_counter(), time.process_time()
+        self._noted = self._began
+
+    def note(self) -> None:
+        """Write down what was spent so far, if the last time was a while ago."""
+        if time.perf_counter() - self._noted >= _SPENT_SECONDS:
+            write_json(self._file, self.record())
+            self._noted = time.perf_counter()
 
     def record(self) -> dict[str, float | None]:
+        before, memory = self._before, _peak_memory_mb()
         seconds, busy = time.perf_counter() - self._began, time.process_time() - self._busy
         return {
-            "seconds": round(seconds, 2),
-            "cpu_seconds": round(busy, 2),
-            "peak_memory_mb": _peak_memory_mb(),
+            "seconds": round(seconds + before.get("seconds", 0.0), 2),
+            "cpu_seconds": round(busy + before.get("cpu_seconds", 0.0), 2),
+            "peak_memory_mb": memory and max(memory, before.get("peak_memory_mb") or 0.0),
         }
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -43,6 +44,7 @@ def train_plane(
     *,
     iterations: int,
     seed: int = 0,
+    keep: Path | None = None,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
     """Train at every pair of rates, all from `start` and on the same tasks.
@@ -55,6 +57,7 @@ def train_plane(
     alphas, betas : adaptation and meta rates
     iterations : meta-steps of each training
     seed : of the tasks
+    keep : folder that a killed map goes on from, see `sweep`
     progress : called with (meta-steps done, meta-steps in all)
 
     Returns
@@ -73,6 +76,7 @@ def train_plane(
         milestones=(iterations,),
         test_tasks=0,
         window=max(1, iterations // 10),
+        keep=keep,
         progress=progress,
     )
     loss = found.train_loss[0, :, :, 0]

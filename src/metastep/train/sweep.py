@@ -5,15 +5,18 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from metastep._errors import InputError, check_count, check_positive
+from metastep._records import Z95, read_json, to_plain, write_json
 from metastep.tasks import TaskSplits
+from metastep.train.checkpoint import Checkpoints, Tree
 from metastep.train.evaluate import compile_judge
 from metastep.train.learner import Learner, mean_alpha
 from metastep.train.loop import Pace
@@ -22,6 +25,9 @@ from metastep.train.step import advance
 
 Progress = Callable[[int, int], None]
 """Called with (meta-steps done, meta-steps in all)."""
+
+SAVE_SECONDS = 60.0
+"""A sweep that is kept is saved this often."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +41,8 @@ class SweepResult:
     test_loss : on held-out tasks, the same ones for every training of a seed; infinity once diverged, or
         if none was judged
     test_metric : accuracy there, NaN for regression
+    test_metric_ci95 : half-width of its 95 % interval over tasks (normal approximation)
+    unadapted_metric : accuracy there before adaptation
     alpha : adaptation rate in force at the milestone, which a rate of its own mind may have moved
     diverged_at : (alpha, meta rate, seed) the meta-step that left the finite numbers; 0 for none
     seconds : wall time of all trainings together, compilation included
@@ -47,6 +55,8 @@ class SweepResult:
     train_loss: np.ndarray
     test_loss: np.ndarray
     test_metric: np.ndarray
+    test_metric_ci95: np.ndarray
+    unadapted_metric: np.ndarray
     alpha: np.ndarray
     diverged_at: np.ndarray
     seconds: float
@@ -63,6 +73,7 @@ def sweep(
     test_tasks: int = 200,
     window: int | None = None,
     cells_at_once: int | None = None,
+    keep: Path | None = None,
     progress: Progress = lambda done, total: None,
 ) -> SweepResult:
     """Train at every adaptation rate, meta rate and seed, and judge each at every milestone.
@@ -82,22 +93,23 @@ def sweep(
     test_tasks : held-out tasks of a judgement; 0 for none, which saves compiling it
     window : meta-steps averaged for `train_loss`; a twentieth of the training by default
     cells_at_once : trainings computed side by side; all for dense models, one for convolutions on CPU
+    keep : folder to save all trainings in, once a minute; the same sweep with the same folder goes on from there,
+        and ends with the same numbers. None saves nothing
     progress : told after each dispatch
 
     Raises
     ------
     InputError
-        For rates that are not above 0 or milestones that do not increase.
+        For rates that are not above 0, milestones that do not increase, or a folder that holds another sweep.
     """
     _check(alphas, meta_lrs, seeds, milestones)
     check_count("test_tasks", test_tasks, minimum=0)
-    axes = (alphas or (math.nan,), meta_lrs, seeds)
+    axes = (list(alphas or (math.nan,)), list(meta_lrs), list(seeds))
     cells = list(itertools.product(*axes))
     shape = tuple(len(axis) for axis in axes)
     keys = {seed: jax.random.split(jax.random.key(seed), 3) for seed in seeds}
-    learner = dataclasses.replace(
-        learner, back_offs=0
-    )  # a cell is judged at its own rates, or not at all
+    # A cell is judged at its own rates, or not at all.
+    learner = dataclasses.replace(learner, back_offs=0)
     starts = {seed: initial_state(learner, key[0], milestones[-1]) for seed, key in keys.items()}
     states = _stack([_at_rates(starts[seed], alpha, meta_lr) for alpha, meta_lr, seed in cells])
     training_keys = jnp.stack([keys[seed][1] for _, _, seed in cells])
@@ -106,24 +118,48 @@ def sweep(
     run = _compile(learner, splits, width)
     judge = _compile_test(learner, splits, test_tasks, width)
     window = window or max(1, milestones[-1] // 20)
-    began, rows = time.monotonic(), []
-    for milestone in milestones:
-        states = _advance_to(run, states, training_keys, milestone - window, milestones, progress)
-        states = eqx.tree_at(
-            lambda s: s.window, states, jax.tree.map(jnp.zeros_like, states.window)
-        )
-        states = _advance_to(run, states, training_keys, milestone, milestones, progress)
-        rows.append(_row(learner, states, *judge(states, test_keys)))
-    columns = [
-        np.stack(column).reshape(len(milestones), *shape) for column in zip(*rows, strict=True)
-    ]
+    began, rows = time.monotonic(), np.full((len(milestones), len(_ROW), len(cells)), np.nan)
+    shelf = _Shelf(
+        keep,
+        {"axes": axes, "milestones": milestones, "window": window, "test_tasks": test_tasks},
+    )
+    (states, rows), done = shelf.restore((states, rows))
+    rows = np.array(rows)
+    pace = Pace()
+
+    def advance_to(states: TrainState, done: int, target: int) -> TrainState:
+        """Dispatch by dispatch, so that progress can be shown and kept."""
+        while done < target:
+            until = min(target, done + pace.dispatch_size())
+            dispatched = time.monotonic()
+            states = jax.block_until_ready(run(states, training_keys, jnp.asarray(until)))
+            pace.add(until - done, time.monotonic() - dispatched)
+            done = until
+            shelf.save(done, (states, rows))
+            progress(done, milestones[-1])
+        return states
+
+    for number, (before, milestone) in enumerate(itertools.pairwise((0, *milestones))):
+        if milestone < done:  # judged before it was saved
+            continue
+        opens = max(before, milestone - window)
+        if done <= opens:
+            states = advance_to(states, done, opens)
+            empty = jax.tree.map(jnp.zeros_like, states.window)
+            states, done = dataclasses.replace(states, window=empty), opens
+        states, done = advance_to(states, done, milestone), milestone
+        rows[number] = _row(learner, states, *judge(states, test_keys))
+    shelf.close()
+    columns = {
+        name: rows[:, place].reshape(len(milestones), *shape) for place, name in enumerate(_ROW)
+    }
     failed = np.where(states.failure == HEALTHY, 0, np.asarray(states.iteration) + 1)
     return SweepResult(
         [float(a) for a in axes[0]],
         [float(b) for b in meta_lrs],
         list(seeds),
         list(milestones),
-        *columns,
+        **columns,
         diverged_at=failed.reshape(shape),
         seconds=time.monotonic() - began,
     )
@@ -167,42 +203,73 @@ def _compile(learner: Learner, splits: TaskSplits, width: int):
 
 
 def _compile_test(learner: Learner, splits: TaskSplits, num_tasks: int, width: int):
-    """(states, keys) -> losses and metrics after adaptation, each (cells,)."""
+    """(states, keys) -> loss and metric after adaptation, its interval, metric before; each (cells,)."""
     if not num_tasks:
-        return lambda states, keys: (jnp.full(len(keys), jnp.nan),) * 2
+        return lambda states, keys: (jnp.full(len(keys), jnp.nan),) * 4
     judge = compile_judge(learner, learner.adapter.steps, num_tasks)
 
     @jax.jit
-    def test(family, states: TrainState, keys: PRNGKeyArray) -> tuple[Array, Array]:
-        def one(cell: tuple[TrainState, PRNGKeyArray]) -> tuple[Array, Array]:
+    def test(family, states: TrainState, keys: PRNGKeyArray) -> tuple[Array, ...]:
+        def one(cell: tuple[TrainState, PRNGKeyArray]) -> tuple[Array, ...]:
             state, key = cell
             alpha = learner.rate.alpha(state.meta, state.rate_state)
             losses, metrics = judge(state.meta.params, alpha, family, key)
-            return jnp.mean(losses[:, -1]), jnp.mean(metrics[:, -1])
+            before, after = metrics[:, 0], metrics[:, -1]
+            error = jnp.std(after, ddof=1) / math.sqrt(num_tasks)
+            return jnp.mean(losses[:, -1]), jnp.mean(after), Z95 * error, jnp.mean(before)
 
         return jax.lax.map(one, (states, keys), batch_size=width if width > 1 else None)
 
     return lambda states, keys: test(splits.test, states, keys)
 
 
-def _advance_to(run, states, keys, target: int, milestones, progress: Progress) -> TrainState:
-    """Dispatch by dispatch, so that progress can be shown."""
-    pace, done = Pace(), int(jnp.max(states.iteration))
-    while done < target:
-        until = min(target, done + pace.dispatch_size())
-        began = time.monotonic()
-        states = jax.block_until_ready(run(states, keys, jnp.asarray(until)))
-        pace.add(until - done, time.monotonic() - began)
-        done = until
-        progress(done, milestones[-1])
-    return states
+_ROW = (
+    "train_loss", "test_loss", "test_metric", "test_metric_ci95", "unadapted_metric", "alpha",
+)  # fmt: skip
 
 
-def _row(learner: Learner, states: TrainState, test_loss: Array, test_metric: Array):
-    """Train loss, test loss, test metric and alpha of every training; no finite loss once diverged."""
+def _row(learner: Learner, states: TrainState, test_loss, *metrics) -> np.ndarray:
+    """What a milestone found of every training, (`_ROW`, cells); no finite loss once diverged."""
     healthy = np.asarray(states.failure) == HEALTHY
     steps = np.maximum(np.asarray(states.window.steps), 1)
     train_loss = np.where(healthy, np.asarray(states.window.loss) / steps, np.inf)
     judged = np.where(healthy & np.isfinite(test_loss), test_loss, np.inf)
     alphas = jax.vmap(lambda s: mean_alpha(learner, s.meta, s.rate_state))(states)
-    return train_loss, judged, np.asarray(test_metric), np.asarray(alphas)
+    return np.stack([train_loss, judged, *map(np.asarray, metrics), np.asarray(alphas)])
+
+
+class _Shelf:
+    """Where a sweep is kept while it runs; nowhere for None."""
+
+    def __init__(self, folder: Path | None, identity: dict[str, Any]):
+        self._checkpoints, self._saved = None, time.monotonic()
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        written, identity = folder / "sweep.json", to_plain(identity)
+        if written.exists() and read_json(written) != identity:
+            raise InputError(
+                f"{folder} keeps an unfinished sweep of other rates, seeds or milestones; delete it or "
+                "choose another folder"
+            )
+        write_json(written, identity)
+        self._checkpoints = Checkpoints(folder, keep=1)
+
+    def restore(self, like: Tree) -> tuple[Tree, int]:
+        """What was kept, or what is given, and the meta-steps done."""
+        done = self._checkpoints.latest() if self._checkpoints else None
+        if self._checkpoints is None or done is None:
+            return like, 0
+        return self._checkpoints.restore(like, done), done
+
+    def save(self, done: int, course: Any) -> None:
+        """Write it if the last time was a minute ago."""
+        if self._checkpoints is None or time.monotonic() - self._saved < SAVE_SECONDS:
+            return
+        self._checkpoints.save(done, course)
+        self._saved = time.monotonic()
+
+    def close(self) -> None:
+        """Release the folder."""
+        if self._checkpoints is not None:
+            self._checkpoints.close()
