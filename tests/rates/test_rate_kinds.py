@@ -193,7 +193,7 @@ def test_relative_steps_are_shares_of_the_size_an_array_starts_with(rng):
     }
     for name, size in (expected | {"start": 0.1}).items():
         np.testing.assert_allclose(np.abs(updates.params[name]), 0.2 * size, rtol=1e-4)
-    assert abs(float(updates.rates)) == pytest.approx(0.2, rel=1e-4)
+    assert abs(float(updates.rates)) == pytest.approx(0.2 * 2 / 3, rel=1e-4)
     # And stay what they were at the start, however large the array has grown.
     grown = jax.tree.map(lambda leaf: 10 * leaf, meta)
     with jax.numpy_dtype_promotion("standard"):
@@ -207,6 +207,16 @@ def test_every_optimiser_has_a_rate_to_begin_with_and_a_reason(name):
     assert 0 < value <= 0.1
     assert len(reason) > 20
     assert isinstance(make_optimizer(name, value), optax.GradientTransformation)
+
+
+def test_a_short_run_takes_larger_steps_of_relative_adam_alone():
+    lengths = (16, 1_000, 160_000)
+    rates = [default_meta_lr("relative-adam", length)[0] for length in lengths]
+    np.testing.assert_allclose(rates, [0.1 * (1000 / n) ** 0.25 for n in lengths], rtol=1e-12)
+    assert default_meta_lr("relative-adam")[0] == pytest.approx(0.1)
+    assert default_meta_lr("adam", 16) == default_meta_lr("adam", 160_000)
+    with pytest.raises(InputError, match="iterations is 0"):
+        default_meta_lr("relative-adam", 0)
 
 
 @pytest.mark.parametrize("function", [default_meta_lr, lambda name: make_optimizer(name, 0.1)])

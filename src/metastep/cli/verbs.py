@@ -40,7 +40,7 @@ from metastep.train import (
 )
 from metastep.train import resume as resume_run
 from metastep.train import train as train_run
-from metastep.train.config import with_preset
+from metastep.train.config import default_iterations, with_preset
 from metastep.train.crew import Crew, join
 from metastep.train.problem import SYNTHETIC, load_files
 
@@ -79,7 +79,9 @@ def rates(arguments: list[str]) -> None:
     if options.edges or not task_set.description["images"]:
         with error_console().status("measuring the largest stable rates"):
             edges = measure_edges(options, task_set, advice.alpha_chosen)
-    meta_lr, meta_reason = default_meta_lr("relative-adam")
+    iterations = default_iterations(task_set.description)
+    meta_lr, meta_reason = default_meta_lr("relative-adam", iterations)
+    meta_reason = f"in a run of {iterations:,} meta-steps: {meta_reason}"
     record = to_plain(advice) | edges | {"meta_lr": meta_lr, "meta_lr_reason": meta_reason}
     if options.map:
         from metastep.cli.mapping import draw_map  # draws, which nothing else here does

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from metastep._errors import check_choice
+from metastep._errors import check_choice, check_count
 from metastep._types import MetaParams, Params
 from metastep.rates.hypergradient import hypergradient
 from metastep.theory.citations import source
@@ -36,6 +36,7 @@ def normalised_adam(learning_rate) -> optax.GradientTransformation:
 
 _SIZE_OF_VECTORS = 0.1
 """What starts at 0 or 1 says nothing by its size of how far it has to go."""
+_SIZE_OF_LOGARITHMS = 2 / 3
 
 
 class SizesState(NamedTuple):
@@ -49,11 +50,14 @@ def sizes_of(params: Params | MetaParams) -> Params | MetaParams:
     """The scale that a step of each array is measured by, a number for each.
 
     The root mean square of a matrix or kernel; 0.1 for vectors and scalars, such as biases, gains and offsets, and
-    for what starts at zero. Learned rates are logarithms, whose steps are relative as they are: 1.
+    for what starts at zero. Learned rates are logarithms, whose steps are relative as they are: 2/3, as a rate that
+    moves too far upsets the whole inner loop.
     """
     if isinstance(params, MetaParams):
-        ones = jax.tree.map(lambda leaf: jnp.ones((), leaf.dtype), params.rates)
-        return MetaParams(jax.tree.map(_size, params.params), ones)
+        logarithms = jax.tree.map(
+            lambda leaf: jnp.asarray(_SIZE_OF_LOGARITHMS, leaf.dtype), params.rates
+        )
+        return MetaParams(jax.tree.map(_size, params.params), logarithms)
     return jax.tree.map(_size, params)
 
 
@@ -88,7 +92,9 @@ class OuterOptimizer:
     Attributes
     ----------
     build : meta rate -> optax transformation
-    meta_lr, reason : the meta rate that `auto` stands for, and why
+    meta_lr, reason : the meta rate that `auto` stands for, and why; in a run of 1,000 meta-steps
+    power : of the length of the run, that this rate is multiplied by
+    schedule : its course over the run that `auto` stands for, a name in `SCHEDULES`
     edge : beta_max x (sharpness + decay), by the characteristic polynomial of its steps on a quadratic
     decay : what decoupled weight decay adds to the sharpness
     preconditioner : second moments -> the diagonal P that steps are divided by; None for P = 1
@@ -101,6 +107,8 @@ class OuterOptimizer:
     meta_lr: float
     reason: str
     edge: float
+    power: float = 0.0
+    schedule: str = "linear"
     decay: float = 0.0
     preconditioner: Callable[[Array], Array] | None = None
     moments_decay: float | None = None
@@ -124,8 +132,10 @@ OPTIMIZERS: dict[str, OuterOptimizer] = {
     "relative-adam": _like_adam(
         relative_adam,
         0.1,
-        "a step changes an array by at most about a tenth of the size it starts with, and a learned rate by a tenth; "
-        f"{_BENCHMARK}",
+        "a step changes an array by at most about this share of the size it starts with, and a learned rate by two "
+        f"thirds of it: a tenth in a run of 1,000 meta-steps, more in a shorter one; {_BENCHMARK}",
+        power=-0.25,
+        schedule="wsd",
         unit_length=True,
         sized=True,
     ),
@@ -170,12 +180,18 @@ OPTIMIZERS: dict[str, OuterOptimizer] = {
 
 _WARM_UP = 0.05
 """Share of a run over which a decaying rate rises from 0: moments and learned alphas settle first."""
+_USUAL_LENGTH = 1_000
+_COOL_DOWN = 0.2
+"""Share of a run, at its end, over which "wsd" falls to 0."""
 
 
-def default_meta_lr(optimizer: str) -> tuple[float, str]:
-    """The meta rate `auto` stands for, and why."""
+@source("li2026", "peak rate as a power of the horizon", "as printed", "the power found by trying")
+def default_meta_lr(optimizer: str, iterations: int = _USUAL_LENGTH) -> tuple[float, str]:
+    """The meta rate `auto` stands for in a run of so many meta-steps, and why."""
     check_choice("optimizer", optimizer, OPTIMIZERS)
-    return OPTIMIZERS[optimizer].meta_lr, OPTIMIZERS[optimizer].reason
+    check_count("iterations", iterations)
+    known = OPTIMIZERS[optimizer]
+    return known.meta_lr * (iterations / _USUAL_LENGTH) ** known.power, known.reason
 
 
 def make_optimizer(name: str, meta_lr: float) -> optax.GradientTransformation:
@@ -188,6 +204,12 @@ def _constant(progress: Array) -> Array:
     return jnp.ones_like(progress)
 
 
+@source("hu2024", "warmup-stable-decay", "as printed", "with a linear decay")
+def _warmup_stable_decay(progress: Array) -> Array:
+    return _warm_up(progress) * jnp.minimum((1 - progress) / _COOL_DOWN, 1)
+
+
+@source("defazio2023", "linear decay to zero", "as printed", "after a warm-up of 5 % of the run")
 def _linear(progress: Array) -> Array:
     return _warm_up(progress) * jnp.minimum((1 - progress) / (1 - _WARM_UP), 1)
 
@@ -202,13 +224,13 @@ def _warm_up(progress: Array) -> Array:
 
 
 SCHEDULES: dict[str, Callable[[Array], Array]] = {
+    "wsd": _warmup_stable_decay,
     "linear": _linear,
     "cosine": _cosine,
     "constant": _constant,
 }
 
 
-@source("defazio2023", "linear decay to zero", "as printed", "after a warm-up of 5 % of the run")
 def schedule_factor(
     name: str, iteration: Int[Array, ""], horizon: Int[Array, ""]
 ) -> Float[Array, ""]:
@@ -216,11 +238,16 @@ def schedule_factor(
 
     Parameters
     ----------
-    name : "linear" and "cosine" rise over the first 5 % of the run and fall to 0 at its end; "constant" is 1
+    name : "wsd" (warmup-stable-decay) rises over the first 5 % of the run and falls to 0 over the last 20 %; "linear"
+        and "cosine" rise likewise and fall from there on; "constant" is 1
     iteration, horizon : meta-steps done, and in all; data, so that a longer run does not recompile
 
     References
     ----------
+    Hu et al. (2024), "MiniCPM: unveiling the potential of small language models with scalable training strategies".
+    Li et al. (2026), "Optimal learning-rate schedules under functional scaling laws: power decay and
+    warmup-stable-decay": where a run ends long before it
+    has learned all there is, "wsd" is optimal; where noise is what is left, decay all along.
     Defazio et al. (2023), "Optimal linear decay learning rate schedules and further refinements": for the last
     iterate of a run of known length, linear decay to zero is minimax optimal.
     """

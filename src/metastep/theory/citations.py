@@ -55,6 +55,21 @@ BIBLIOGRAPHY: dict[str, str] = {
   eprint        = {2310.07831},
   archiveprefix = {arXiv}
 }""",
+    "hu2024": """@misc{hu2024minicpm,
+  title         = {{MiniCPM}: Unveiling the Potential of Small Language Models with Scalable Training Strategies},
+  author        = {Hu, Shengding and Tu, Yuge and Han, Xu and others},
+  year          = {2024},
+  eprint        = {2404.06395},
+  archiveprefix = {arXiv}
+}""",
+    "li2026": """@misc{li2026schedules,
+  title         = {Optimal Learning-Rate Schedules under Functional Scaling Laws: Power Decay and
+                   Warmup-Stable-Decay},
+  author        = {Li, Binghui and Wang, Zilin and Chen, Fengling and Zhao, Shiyang and Zheng, Ruiheng and Wu, Lei},
+  year          = {2026},
+  eprint        = {2602.06797},
+  archiveprefix = {arXiv}
+}""",
     "cutkosky2020": """@inproceedings{cutkosky2020momentum,
   title     = {Momentum Improves Normalized {SGD}},
   author    = {Cutkosky, Ashok and Mehta, Harsh},

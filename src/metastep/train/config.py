@@ -35,7 +35,7 @@ RateName = Literal[
     "edge",
 ]
 DerivativeName = Literal["auto", "plain", "checkpointed", "forward"]
-ScheduleName = Literal["auto", "linear", "cosine", "constant"]
+ScheduleName = Literal["auto", "wsd", "linear", "cosine", "constant"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,8 +120,9 @@ class TrainConfig(ProblemConfig):
     meta_lr: float | Literal["auto"] = "auto"
     """Meta (outer) rate at its peak. auto: a default argued for in the report."""
     schedule: ScheduleName = "auto"
-    """Course of the meta rate: linear or cosine (a short warm-up, then down to 0 at the end), constant. auto:
-    linear where --meta-lr is auto, constant where it is given."""
+    """Course of the meta rate: wsd (warmup-stable-decay: up over 5 % of the run, down to 0 over its last 20 %),
+    linear or cosine (up likewise, then down to the end), constant. auto: constant where --meta-lr is given, else
+    wsd for relative-adam and linear for other optimisers."""
     back_offs: int = 10
     """How often a run that leaves the finite numbers goes back to its last good state and on with half the rate
     that is to blame. 0 stops at once with the diagnosis."""
@@ -256,7 +257,11 @@ def fill_defaults(config: TrainConfig, description: dict[str, Any], model: str) 
     `description` is that of the loaded tasks, `model` the kind of model chosen for them.
     """
     is_image, ways = description["images"], description.get("ways", 0)
-    iterations = config.iterations or (2_000 if is_image else 10_000)
+    iterations = config.iterations or default_iterations(description)
+    optimizer = _unless_auto(
+        config.optimizer, "relative-adam" if config.meta_lr == "auto" else "adam"
+    )
+    course = OPTIMIZERS[optimizer].schedule if config.meta_lr == "auto" else "constant"
     per_step = config.tasks_per_step or ((32 if ways <= 5 else 16) if is_image else 25)
     sizes = {
         name: description[name] for name in ("ways", "shots", "queries") if name in description
@@ -266,18 +271,19 @@ def fill_defaults(config: TrainConfig, description: dict[str, Any], model: str) 
         **sizes,
         model=model,
         rate=default_rate(config),
-        optimizer=_unless_auto(
-            config.optimizer, "relative-adam" if config.meta_lr == "auto" else "adam"
-        ),
-        schedule=_unless_auto(
-            config.schedule, "linear" if config.meta_lr == "auto" else "constant"
-        ),
+        optimizer=optimizer,
+        schedule=_unless_auto(config.schedule, course),
         steps=default_steps(config, description),
         iterations=iterations,
         tasks_per_step=per_step,
         eval_every=config.eval_every or max(1, iterations // 20),
         log_every=config.log_every or max(1, iterations // 200),
     )
+
+
+def default_iterations(description: dict[str, Any]) -> int:
+    """Meta-steps of a run on tasks of that description."""
+    return 2_000 if description["images"] else 10_000
 
 
 def _unless_auto(choice: str, default: str) -> Any:
