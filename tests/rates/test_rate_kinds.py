@@ -12,6 +12,7 @@ from metastep._trees import scale
 from metastep.rates import (
     OPTIMIZERS,
     Factored,
+    FactoredRate,
     FixedRate,
     LearnedRate,
     default_meta_lr,
@@ -55,16 +56,16 @@ def test_a_new_fixed_rate_does_not_retrace():
 
 
 @pytest.mark.parametrize(
-    ("per", "expected"),
+    ("rate", "expected"),
     [
-        ("model", ()),
-        ("layer", {"body": (), "head": {"bias": (), "weight": ()}}),
-        ("parameter", shapes(PARAMS)),
-        ("both", Factored((), shapes(PARAMS))),
+        (LearnedRate(0.3, "model"), ()),
+        (LearnedRate(0.3, "layer"), {"body": (), "head": {"bias": (), "weight": ()}}),
+        (LearnedRate(0.3, "parameter"), shapes(PARAMS)),
+        (FactoredRate(0.3), Factored((), shapes(PARAMS))),
     ],
+    ids=["model", "layer", "parameter", "factored"],
 )
-def test_learned_rates_start_as_given_and_fit_the_parameters(per, expected):
-    rate = LearnedRate(0.3, per)
+def test_learned_rates_start_as_given_and_fit_the_parameters(rate, expected):
     rates, state = rate.init(PARAMS)
     assert state is None
     assert shapes(rates) == expected
@@ -77,7 +78,7 @@ def test_learned_rates_start_as_given_and_fit_the_parameters(per, expected):
 
 
 def test_a_shared_rate_and_factors_move_and_scale_together():
-    rate = LearnedRate(0.3, "both")
+    rate = FactoredRate(0.3)
     rates, _ = rate.init(PARAMS)
     total = lambda rates: sum(  # noqa: E731
         jnp.sum(leaf**2) for leaf in jax.tree.leaves(rate.alpha(MetaParams(PARAMS, rates), None))
@@ -109,16 +110,17 @@ def test_learned_rates_stay_positive_and_are_differentiable(per):
 
 def test_learned_rates_have_the_precision_of_their_parameters():
     params = jax.tree.map(lambda leaf: leaf.astype("float32"), PARAMS)
-    for per in ("layer", "parameter", "both"):
-        rates, _ = LearnedRate(0.3, per).init(params)
+    for rate in (LearnedRate(0.3, "layer"), LearnedRate(0.3, "parameter"), FactoredRate(0.3)):
+        rates, _ = rate.init(params)
         assert {leaf.dtype for leaf in jax.tree.leaves(rates)} == {jnp.dtype("float32")}
 
 
 @pytest.mark.parametrize("start", [0.0, -0.25, np.nan, np.inf])
-def test_a_learned_rate_must_start_above_zero(start):
+@pytest.mark.parametrize("kind", [LearnedRate, FactoredRate])
+def test_a_learned_rate_must_start_above_zero(kind, start):
     # It is kept as a logarithm: anything else would be NaN before the first step.
     with pytest.raises(InputError, match=f"^start is {start}; it must be a finite number above 0$"):
-        LearnedRate(start)
+        kind(start)
 
 
 def test_a_learned_rate_can_be_made_within_compiled_code():
@@ -127,9 +129,7 @@ def test_a_learned_rate_can_be_made_within_compiled_code():
 
 
 def test_granularities_are_named():
-    with pytest.raises(
-        InputError, match="per is 'head'; choose one of: both, layer, model, parameter"
-    ):
+    with pytest.raises(InputError, match="per is 'head'; choose one of: layer, model, parameter"):
         LearnedRate(0.1, "head")
 
 

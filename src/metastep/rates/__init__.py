@@ -1,7 +1,7 @@
 """Which alpha (and beta) now: prescribed and learned rates, and what theory and measurement advise."""
 
 from metastep.rates.advice import RateAdvice, advise_rates
-from metastep.rates.core import AbstractRate, Factored, FixedRate, LearnedRate
+from metastep.rates.core import AbstractRate, Factored, FactoredRate, FixedRate, LearnedRate
 from metastep.rates.curvature import Extremes, extreme_eigenvalues
 from metastep.rates.edges import StabilityEdge, TaskCurvature, stability_edge, task_curvature
 from metastep.rates.estimates import RatioEstimate, ratio_estimate
@@ -45,6 +45,7 @@ __all__ = [
     "EstimatedRate",
     "Extremes",
     "Factored",
+    "FactoredRate",
     "FallahStep",
     "FixedRate",
     "FreeTerms",

@@ -87,6 +87,16 @@ class Factored(eqx.Module):
     own: PyTree[Array]
 
 
+def _check_start(start: Array) -> None:
+    if not isinstance(start, Tracer):  # within compiled code its value is not known
+        check_positive("start", float(start))
+
+
+def _times(factor: Array, logarithms: PyTree[Array]) -> PyTree[Array]:
+    """Rates multiplied by a factor, in logarithms."""
+    return jax.tree.map(lambda leaf: leaf + jnp.log(factor).astype(leaf.dtype), logarithms)
+
+
 @source(
     "li2017", "equation (4), Meta-SGD", "corrected", "rates kept positive through their logarithm"
 )
@@ -96,30 +106,25 @@ class LearnedRate(AbstractRate):
     Attributes
     ----------
     start : the rate to begin with, above 0
-    per : "model" for one rate, "layer" for one per array of parameters, "parameter" for Meta-SGD, "both" for a rate
-        of the model times a factor of each parameter (`Factored`)
+    per : "model" for one rate, "layer" for one per array of parameters, "parameter" for Meta-SGD
 
     Raises
     ------
     InputError
-        When `start` is not a finite number above 0, or `per` is none of the four.
+        When `start` is not a finite number above 0, or `per` is none of the three.
     """
 
     start: Float[Array, ""] = eqx.field(converter=jnp.asarray)
-    per: Literal["model", "layer", "parameter", "both"] = eqx.field(static=True, default="model")
+    per: Literal["model", "layer", "parameter"] = eqx.field(static=True, default="model")
 
     def __check_init__(self) -> None:
-        check_choice("per", self.per, ("model", "layer", "parameter", "both"))
-        if not isinstance(self.start, Tracer):  # within compiled code its value is not known
-            check_positive("start", float(self.start))
+        check_choice("per", self.per, ("model", "layer", "parameter"))
+        _check_start(self.start)
 
     def init(self, params: Params) -> tuple[PyTree[Array], None]:
         logarithm = jnp.log(self.start)
         if self.per == "model":
             return logarithm, None
-        if self.per == "both":
-            shared = logarithm.astype(jnp.result_type(*jax.tree.leaves(params)))
-            return Factored(shared, jax.tree.map(jnp.zeros_like, params)), None
         shape = (lambda leaf: ()) if self.per == "layer" else jnp.shape
         return jax.tree.map(
             lambda leaf: jnp.full(shape(leaf), logarithm.astype(leaf.dtype)), params
@@ -127,19 +132,49 @@ class LearnedRate(AbstractRate):
 
     def alpha(self, meta: MetaParams, state: RateState) -> Rate:
         del state
-        if not isinstance(meta.rates, Factored):
-            return jax.tree.map(jnp.exp, meta.rates)
+        return jax.tree.map(jnp.exp, meta.rates)
+
+    def scaled(
+        self, meta: MetaParams, state: RateState, factor: Array
+    ) -> tuple[MetaParams, RateState]:
+        return MetaParams(meta.params, _times(factor, meta.rates)), state
+
+
+@source(
+    "li2017",
+    "equation (4), Meta-SGD",
+    "corrected",
+    "a rate of the model times a factor of each parameter",
+)
+class FactoredRate(AbstractRate):
+    """Rates learned with the initialisation: one of the model times a factor of each parameter (`Factored`).
+
+    Attributes
+    ----------
+    start : the rate to begin with, above 0
+
+    Raises
+    ------
+    InputError
+        When `start` is not a finite number above 0.
+    """
+
+    start: Float[Array, ""] = eqx.field(converter=jnp.asarray)
+
+    def __check_init__(self) -> None:
+        _check_start(self.start)
+
+    def init(self, params: Params) -> tuple[Factored, None]:
+        shared = jnp.log(self.start).astype(jnp.result_type(*jax.tree.leaves(params)))
+        return Factored(shared, jax.tree.map(jnp.zeros_like, params)), None
+
+    def alpha(self, meta: MetaParams, state: RateState) -> Rate:
+        del state
         shared = meta.rates.shared
         return jax.tree.map(lambda own: jnp.exp(shared.astype(own.dtype) + own), meta.rates.own)
 
     def scaled(
         self, meta: MetaParams, state: RateState, factor: Array
     ) -> tuple[MetaParams, RateState]:
-        def scale_up(logarithms: PyTree[Array]) -> PyTree[Array]:
-            return jax.tree.map(lambda leaf: leaf + jnp.log(factor).astype(leaf.dtype), logarithms)
-
-        if isinstance(meta.rates, Factored):
-            rates = Factored(scale_up(meta.rates.shared), meta.rates.own)
-        else:
-            rates = scale_up(meta.rates)
+        rates = Factored(_times(factor, meta.rates.shared), meta.rates.own)
         return MetaParams(meta.params, rates), state

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from metastep._errors import check_choice
-from metastep.rates.core import AbstractRate, FixedRate, LearnedRate
+from metastep.rates.core import AbstractRate, FactoredRate, FixedRate, LearnedRate
 from metastep.rates.online import EdgeRate, EstimatedRate, Restrict, everything
 
 
@@ -24,7 +24,7 @@ class RateKind:
 
 RATES: dict[str, RateKind] = {
     "shared-meta-sgd": RateKind(
-        lambda start, restrict: LearnedRate(start, "both"),
+        lambda start, restrict: FactoredRate(start),
         "each parameter has an alpha of its own, a shared rate times a factor, all learned with the initialisation "
         "by the outer optimiser",
     ),

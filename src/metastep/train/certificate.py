@@ -12,7 +12,7 @@ from metastep._records import to_plain
 from metastep._types import PerStep
 from metastep.rates.smoothness import SmoothnessConstants, estimate_smoothness
 from metastep.theory.citations import source
-from metastep.train.problem import load_tasks, split_keys
+from metastep.train.problem import load_tasks, split_keys, starting_parameters
 from metastep.train.stationarity import GradientNorm, compile_blocks, gradient_norm
 from metastep.train.trained import TrainedRun
 
@@ -107,7 +107,7 @@ def certify_run(
     key, constant_key = jax.random.split(jax.random.fold_in(keys["test"], 1))
     rate = run.alpha if alpha is None else jnp.asarray(alpha)
     compiled = compile_blocks(run.learner)
-    start = run.learner.model.init(split_keys(run.config.seed)["parameters"])
+    start = starting_parameters(run.learner.model, run.config.seed)
     trained, initial = (
         gradient_norm(
             run.learner, params, rate, family, key, num_tasks=num_tasks, compiled=compiled

@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,7 +13,13 @@ from metastep.rates import RATES, RateAdvice, advise_rates, default_meta_lr, met
 from metastep.tasks import batch_of_episodes
 from metastep.train.config import ProblemConfig, TrainConfig, check_config
 from metastep.train.learner import loss_after, side_by_side
-from metastep.train.problem import TaskSet, build_inner_loop, build_model, split_keys
+from metastep.train.problem import (
+    TaskSet,
+    build_inner_loop,
+    build_model,
+    split_keys,
+    starting_parameters,
+)
 from metastep.train.rehearse import Announce, Rehearsals, rehearsal_length, rehearse
 from metastep.train.sharpness import SHARE_OF_EDGE
 
@@ -30,7 +35,7 @@ def measure_rates(config: ProblemConfig, task_set: TaskSet, *, num_tasks: int = 
 
     return advise_rates(
         objective,
-        jax.jit(model.init)(keys["parameters"]),
+        starting_parameters(model, config.seed),
         task_set.splits.train,
         keys["rates"],
         partial(loss_after, objective, adapter),
@@ -97,7 +102,7 @@ def choose_meta_lr(config: TrainConfig, task_set: TaskSet, alpha: float) -> tupl
     try:
         edge = meta_edge(
             partial(loss_after, objective, adapter, alpha=jnp.asarray(alpha)),
-            jax.jit(model.init)(keys["parameters"]),
+            starting_parameters(model, config.seed),
             episodes,
             config.optimizer,
             keys["validation"],

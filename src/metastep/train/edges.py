@@ -20,7 +20,7 @@ from metastep.theory.citations import source
 from metastep.train.build import build_learner
 from metastep.train.config import ProblemConfig, TrainConfig, fill_defaults
 from metastep.train.learner import Learner
-from metastep.train.problem import TaskSet, model_name, split_keys
+from metastep.train.problem import TaskSet, model_name, split_keys, starting_parameters
 
 
 @source("takagi", "conditions on alpha and beta (figure 4)", "as printed", "alpha_c, sgd")
@@ -109,7 +109,7 @@ def measure_edges(config: ProblemConfig, task_set: TaskSet, alpha: float) -> dic
     )  # as the map: one program
     learner = plain_learner(config, task_set, alpha, 1.0)
     keys = split_keys(config.seed)
-    start = learner.model.init(keys["parameters"])
+    start = starting_parameters(learner.model, config.seed)
     sizes: Any = {"tasks_at_once": learner.tasks_at_once, "iterations": lanczos}
     family = task_set.splits.train
     edge = stability_edge(

@@ -13,6 +13,7 @@ import numpy as np
 
 from metastep import datasets
 from metastep._errors import DataError, InputError
+from metastep._types import Params
 from metastep.adapt import GradientAdapter
 from metastep.metagrad import AbstractMetaGradient, Exact, algorithm
 from metastep.models import Model, Objective, conv4, linear, mlp
@@ -252,6 +253,11 @@ def split_keys(seed: int) -> dict[str, jax.Array]:
     """One independent key for each use of randomness, named once."""
     names = ("parameters", "rates", "training", "validation", "test", "examples")
     return dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
+
+
+def starting_parameters(model: Model, seed: int) -> Params:
+    """The parameters that a run of that seed starts from."""
+    return jax.jit(model.init)(split_keys(seed)["parameters"])  # op by op, each would be compiled
 
 
 def as_float(x: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from metastep.train.choose import choose_meta_lr
 from metastep.train.config import ProblemConfig, TrainConfig
 from metastep.train.edges import plain_learner, predict_limits
 from metastep.train.learner import Learner
-from metastep.train.problem import TaskSet, split_keys
+from metastep.train.problem import TaskSet, starting_parameters
 from metastep.train.sweep import Progress, sweep
 
 # Half decades and thereabouts: cells are coarse enough to be seen, and the plane spans three decades each way.
@@ -187,7 +187,7 @@ def map_of_problem(
     found = rate_map(
         learner,
         task_set.splits,
-        learner.model.init(split_keys(config.seed)["parameters"]),
+        starting_parameters(learner.model, config.seed),
         alpha,
         meta_lr,
         optimizer=optimizer,
