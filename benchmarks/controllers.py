@@ -58,7 +58,7 @@ def run(options: Options, kind: str, factor: float, seed: int) -> dict:
     task_set = load_tasks(config)
     config = fill_defaults(config, task_set.description, model_name(config, task_set.description))
     start = factor * measure_rates(config, task_set).alpha_chosen
-    meta_lr, _ = default_meta_lr(config.optimizer)
+    meta_lr, _ = default_meta_lr(config.optimizer, options.iterations)
     learner = build_learner(
         dataclasses.replace(config, rate=kind), task_set.description, start, meta_lr
     )

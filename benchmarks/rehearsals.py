@@ -40,6 +40,7 @@ def starts(name: str, seed: int, folder: Path) -> list[dict[str, Any]]:
     """A row for each start of alpha."""
     family = FAMILIES[name]
     config, task_set = load(family, seed, folder)
+    config = dataclasses.replace(config, iterations=family.budgets[1])
     measured = measure_rates(config, task_set).alpha_chosen
     meta_lr, _ = choose_meta_lr(config, task_set, measured)
     trial = rehearsal(config, task_set, measured, meta_lr, _STEPS)

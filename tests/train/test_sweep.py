@@ -18,6 +18,7 @@ from metastep.train import (
     initial_state,
     load_tasks,
     sweep,
+    sweep_over_processes,
 )
 from metastep.train.loop import Pace
 
@@ -128,3 +129,30 @@ def test_impossible_sweeps_are_refused(arguments, message):
     alphas, meta_lrs, seeds, milestones = arguments
     with pytest.raises(InputError, match=message):
         sweep(learner(), TASKS.splits, alphas, meta_lrs, seeds, milestones=milestones)
+
+
+@pytest.mark.parametrize("longest", ["alphas", "meta_lrs", "seeds"])
+def test_processes_find_what_one_does(tmp_path, longest):
+    axes = {"alphas": [0.02], "meta_lrs": [1e-3], "seeds": [3]}
+    axes[longest] = {"alphas": [0.003, 0.05], "meta_lrs": [1e-3, 1e-2], "seeds": [0, 7]}[longest]
+    options = {"milestones": [3, 6], "test_tasks": 4, "cells_at_once": 1}
+    seen = []
+    found = sweep_over_processes(
+        learner(), TASKS.splits, **axes, **options, processes=2, keep=tmp_path,
+        progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert seen == [(1, 2), (2, 2)]
+    alone = sweep(learner(), TASKS.splits, **axes, **options)
+    for field in dataclasses.fields(alone):
+        if field.name != "seconds":
+            ours, theirs = getattr(found, field.name), getattr(alone, field.name)
+            np.testing.assert_array_equal(ours, theirs, err_msg=field.name)
+
+
+def test_mistakes_in_another_process_are_told_as_in_this_one():
+    with pytest.raises(InputError, match="meta_lrs"):
+        sweep_over_processes(
+            learner(), TASKS.splits, [0.1, 0.2], [0.0], milestones=[2], processes=2
+        )
+    with pytest.raises(InputError, match="processes is 0"):
+        sweep_over_processes(learner(), TASKS.splits, [0.1], [0.1], milestones=[2], processes=0)

@@ -21,6 +21,7 @@ from metastep.train.state import TrainState, initial_state
 from metastep.train.stationarity import GradientNorm, gradient_norm
 from metastep.train.step import advance, meta_step
 from metastep.train.sweep import SweepResult, sweep
+from metastep.train.sweep_processes import sweep_over_processes
 from metastep.train.trained import TrainedRun, adapt_and_predict, evaluate_run, load_run
 
 __all__ = [
@@ -76,6 +77,7 @@ __all__ = [
     "run_loop",
     "side_by_side",
     "sweep",
+    "sweep_over_processes",
     "train",
     "train_plane",
 ]
