@@ -72,11 +72,12 @@ def sweep_over_processes(
         for number, value in enumerate(values[axis] or ())
     ]
     work = joblib.Parallel(n_jobs=processes, return_as="generator_unordered")
-    parts: dict[int, SweepResult] = {}
-    for number, part in work(
+    done: Any = work(
         joblib.delayed(_part)(number, learner, splits, job, settings)
         for number, job in enumerate(jobs)
-    ):
+    )
+    parts: dict[int, SweepResult] = {}
+    for number, part in done:
         parts[number] = part
         progress(len(parts), len(jobs))
     return _joined([parts[number] for number in sorted(parts)], axis)
