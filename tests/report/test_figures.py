@@ -131,6 +131,15 @@ def test_series_colours_follow_the_palette_and_labels_show_once():
     assert figure.axes[0].get_title() == "three"
 
 
+@pytest.mark.parametrize(("x", "whole"), [([10, 20, 30], True), ([10.0, 20.5, 30.0], False)])
+def test_counts_have_no_ticks_between_them(x, whole):
+    figure = figures.line_figure([figures.Series("s", x, [1.0, 2.0, 3.0])], "meta-step", "y")
+    (axes,) = figure.axes
+    axes.set_xlim(0.5, 3.5)  # where halves would fit
+    ticks = axes.xaxis.get_majorticklocs()
+    assert bool(np.all(ticks == np.round(ticks))) is whole
+
+
 def test_log_axes_have_ticks_to_read_values_from():
     series = [figures.Series("s", [1.0, 10.0], [0.3, 40.0])]
     figure = figures.line_figure(series, "x", "y", log_x=True, log_y=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from metastep.report import style
 
@@ -60,12 +60,21 @@ def draw(
     title: str = "",
 ) -> None:
     """Draw the series on existing axes, for figures of several panels."""
+    series = list(series)
     for index, one in enumerate(series):
         _draw_one(axes, one, one.color or style.PALETTE[index % len(style.PALETTE)], log_y)
     axes.set(xlabel=x_label, ylabel=y_label, title=title)
     for name, is_log in (("x", log_x), ("y", log_y)):
         if is_log:
             _log_axis(axes, name)
+    if not log_x and series and all(_whole(one.x) for one in series):
+        axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
+
+
+def _whole(values: Sequence[float] | np.ndarray) -> bool:
+    """Whether they are counts, which have nothing between them."""
+    numbers = np.asarray(values, float)
+    return bool(np.all(numbers == np.round(numbers)))
 
 
 def _draw_one(axes: Axes, one: Series, color: str, log_y: bool) -> None:
