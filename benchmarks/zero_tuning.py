@@ -69,6 +69,17 @@ FAMILIES: dict[str, Family] = {
     "sinusoid, 5 inner steps": Family(
         {"tasks": "sinusoid", "steps": 5}, _SINE, (200, 600, 2_000), _LONG
     ),
+    # The next four were chosen after the defaults, and nothing was chosen by them.
+    "sinusoid, 10 inner steps": Family({"tasks": "sinusoid", "steps": 10}, _SINE, (200, 600), _LONG),
+    "sinusoid, wide network": Family(
+        {"tasks": "sinusoid", "hidden": (200, 200)}, _SINE, (200, 600), _LONG
+    ),
+    "sinusoid, first-order": Family(
+        {"tasks": "sinusoid", "algorithm": "fomaml"}, _SINE, (200, 600), _LONG
+    ),
+    "sinusoid, 4 tasks a step": Family(
+        {"tasks": "sinusoid", "tasks_per_step": 4}, _SINE, (200, 600), _LONG
+    ),
     "noisy sinusoid": Family(
         {"tasks": "sinusoid"}, _SINE, (300, 1_000, 3_000), _LONG, Sinusoid(noise=1.0)
     ),
