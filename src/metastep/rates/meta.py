@@ -133,7 +133,7 @@ OPTIMIZERS: dict[str, OuterOptimizer] = {
         relative_adam,
         0.1,
         "a step changes an array by at most about this share of the size it starts with, and a learned rate by two "
-        f"thirds of it: a tenth in a run of 1,000 meta-steps, more in shorter ones, less in longer ones; {_BENCHMARK}",
+        f"thirds of it: a tenth in a run of 1,000 meta-steps, more in shorter and less in longer ones; {_BENCHMARK}",
         power=-0.25,
         schedule="wsd",
         unit_length=True,
