@@ -86,6 +86,7 @@ def _run(options: ReproduceOptions) -> Iterator[dict[str, Any]]:
     with counting(console) as tell:
 
         def of(name: str) -> Callable[[str, int, int], None]:
+            tell(f"{name}: starting", 0, 1)
             return lambda text, done, total: tell(f"{name}: {text}", done, total)
 
         for record in run_experiments(
