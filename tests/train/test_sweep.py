@@ -107,6 +107,15 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_same_numbers(tmp_path, monkeyp
             np.testing.assert_array_equal(ours, theirs, err_msg=field.name)
 
 
+def test_a_kept_sweep_of_rates_of_their_own_mind_is_known_again(tmp_path):
+    def run():
+        return sweep(
+            learner(), TASKS.splits, None, [1e-3], milestones=[2], test_tasks=0, keep=tmp_path
+        )
+
+    np.testing.assert_array_equal(run().train_loss, run().train_loss)
+
+
 def test_another_sweep_is_not_gone_on_with(tmp_path):
     def run(alphas):
         sweep(learner(), TASKS.splits, alphas, [1e-3], milestones=[2], test_tasks=0, keep=tmp_path)
