@@ -87,5 +87,5 @@ EXPERIMENT = Experiment(
     claims=claims,
     float64=False,
     needs="omniglot",
-    cost="COSTT",
+    cost="about 75 minutes of processor time",
 )
