@@ -176,7 +176,7 @@ class CountedLines:
         now = time.monotonic()
         if text != self._text:
             self._text, self._began = text, (now, done)
-        elif now - self._last < _SECONDS_BETWEEN_LINES:
+        elif now - self._last < _SECONDS_BETWEEN_LINES and done < total:
             return
         self._last = now
         began, before = self._began
