@@ -118,38 +118,25 @@ def sweep(
     run = _compile(learner, splits, width)
     judge = _compile_test(learner, splits, test_tasks, width)
     window = window or max(1, milestones[-1] // 20)
-    began, rows = time.monotonic(), np.full((len(milestones), len(_ROW), len(cells)), np.nan)
-    shelf = _Shelf(
-        keep,
-        {"axes": axes, "milestones": milestones, "window": window, "test_tasks": test_tasks},
+    began = time.monotonic()
+    identity = {"axes": axes, "milestones": milestones, "window": window, "test_tasks": test_tasks}
+    rows = np.full((len(milestones), len(_ROW), len(cells)), np.nan)
+    shelf = _Shelf(keep, identity)
+    course = _Course(
+        run, training_keys, shelf, lambda done: progress(done, milestones[-1]), states, rows
     )
-    (states, rows), done = shelf.restore((states, rows))
-    rows = np.array(rows)
-    pace = Pace()
-
-    def advance_to(states: TrainState, done: int, target: int) -> TrainState:
-        """Dispatch by dispatch, so that progress can be shown and kept."""
-        while done < target:
-            until = min(target, done + pace.dispatch_size())
-            dispatched = time.monotonic()
-            states = jax.block_until_ready(run(states, training_keys, jnp.asarray(until)))
-            pace.add(until - done, time.monotonic() - dispatched)
-            done = until
-            shelf.save(done, (states, rows))
-            progress(done, milestones[-1])
-        return states
-
+    course.restore()
     for number, (before, milestone) in enumerate(itertools.pairwise((0, *milestones))):
-        if milestone < done:  # judged before it was saved
+        if milestone < course.done:  # judged before it was saved
             continue
         opens = max(before, milestone - window)
-        if done <= opens:
-            states = advance_to(states, done, opens)
-            empty = jax.tree.map(jnp.zeros_like, states.window)
-            states, done = dataclasses.replace(states, window=empty), opens
-        states, done = advance_to(states, done, milestone), milestone
-        rows[number] = _row(learner, states, *judge(states, test_keys))
+        if course.done <= opens:
+            course.advance_to(opens)
+            course.open_window()
+        course.advance_to(milestone)
+        course.rows[number] = _row(learner, course.states, *judge(course.states, test_keys))
     shelf.close()
+    states, rows = course.states, course.rows
     columns = {
         name: rows[:, place].reshape(len(milestones), *shape) for place, name in enumerate(_ROW)
     }
@@ -236,6 +223,52 @@ def _row(learner: Learner, states: TrainState, test_loss, *metrics) -> np.ndarra
     judged = np.where(healthy & np.isfinite(test_loss), test_loss, np.inf)
     alphas = jax.vmap(lambda s: mean_alpha(learner, s.meta, s.rate_state))(states)
     return np.stack([train_loss, judged, *map(np.asarray, metrics), np.asarray(alphas)])
+
+
+@dataclasses.dataclass
+class _Course:
+    """A sweep on its way.
+
+    Attributes
+    ----------
+    run : (states, keys, until) -> states
+    keys : of each training
+    shelf, progress : where it is kept, and who is told the meta-steps done
+    states, rows : of all trainings, and what the milestones found
+    done : meta-steps of the trainings that are still healthy
+    """
+
+    run: Callable[..., TrainState]
+    keys: PRNGKeyArray
+    shelf: "_Shelf"
+    progress: Callable[[int], None]
+    states: TrainState
+    rows: np.ndarray
+    done: int = 0
+    pace: Pace = dataclasses.field(default_factory=Pace)
+
+    def restore(self) -> None:
+        """Go on from what was kept, if anything was."""
+        (self.states, rows), self.done = self.shelf.restore((self.states, self.rows))
+        self.rows = np.array(rows)
+
+    def advance_to(self, target: int) -> None:
+        """Dispatch by dispatch, so that progress can be shown and kept."""
+        while self.done < target:
+            until = min(target, self.done + self.pace.dispatch_size())
+            dispatched = time.monotonic()
+            self.states = jax.block_until_ready(
+                self.run(self.states, self.keys, jnp.asarray(until))
+            )
+            self.pace.add(until - self.done, time.monotonic() - dispatched)
+            self.done = until
+            self.shelf.save(until, (self.states, self.rows))
+            self.progress(until)
+
+    def open_window(self) -> None:
+        """From here on training losses count."""
+        empty = jax.tree.map(jnp.zeros_like, self.states.window)
+        self.states = dataclasses.replace(self.states, window=empty)
 
 
 class _Shelf:
