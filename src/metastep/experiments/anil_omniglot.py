@@ -12,12 +12,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from metastep.experiments.core import Claim, Experiment, Report, floats, verdict_of
+from metastep.experiments.omniglot_runs import omniglot_options
 from metastep.report import style
 from metastep.report.lines import Series, draw
 from metastep.tasks import TaskSplits
 from metastep.train import (
     Learner,
-    TrainConfig,
     build_learner,
     initial_state,
     load_tasks,
@@ -54,12 +54,7 @@ class Config:
 
 def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     """Train both from the same start on the same tasks; judge both on the same held-out tasks."""
-    options = TrainConfig(
-        tasks="omniglot", data=config.data, ways=config.ways, shots=config.shots,  # type: ignore[arg-type]
-        queries=config.queries, steps=config.steps, tasks_per_step=config.tasks_per_step,
-        model="mlp" if config.hidden else "conv4", hidden=config.hidden or (1,), filters=config.filters,
-        optimizer="adam", schedule="constant", rate="fixed", seed=seed,
-    )  # fmt: skip
+    options = omniglot_options(config, seed, optimizer="adam")
     tasks = load_tasks(options)
     stops = np.linspace(0, config.iterations, config.evaluations + 1).round().astype(int)[1:]
     records: dict[str, Any] = {"ways": config.ways, "iterations": config.iterations}

@@ -7,9 +7,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from metastep.experiments.core import Claim, Experiment, Report
+from metastep.experiments.omniglot_runs import omniglot_options
 from metastep.experiments.rate_map import MapConfig, map_claims, map_records
 from metastep.report.rate_map import map_figure
-from metastep.train import TrainConfig, build_learner, load_tasks
+from metastep.train import build_learner, load_tasks
 from metastep.train.rate_map import log_grid
 
 _SOURCE = "Takagi et al., few-shot learning, (b) Omniglot"
@@ -32,12 +33,7 @@ class Config(MapConfig):
 
 def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     """Plain SGD outside; the classes are those most papers train on."""
-    options = TrainConfig(
-        tasks="omniglot", data=config.data, ways=config.ways, shots=config.shots,  # type: ignore[arg-type]
-        queries=config.queries, steps=config.steps, tasks_per_step=config.tasks_per_step,
-        model="mlp" if config.hidden else "conv4", hidden=config.hidden or (1,), filters=config.filters,
-        optimizer="sgd", schedule="constant", rate="fixed", seed=seed,
-    )  # fmt: skip
+    options = omniglot_options(config, seed, optimizer="sgd")
     tasks = load_tasks(options)
     learner = build_learner(options, tasks.description, 1.0, 1.0)  # every cell has its own rates
     highest = config.trains_below * math.log(config.ways)

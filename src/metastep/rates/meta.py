@@ -186,9 +186,10 @@ _COOL_DOWN = 0.2
 
 
 @source("li2026", "peak rate as a power of the horizon", "as printed", "the power found by trying")
-def default_meta_lr(optimizer: str, iterations: int = _USUAL_LENGTH) -> tuple[float, str]:
-    """The meta rate `auto` stands for in a run of so many meta-steps, and why."""
+def default_meta_lr(optimizer: str, iterations: int | None = None) -> tuple[float, str]:
+    """The meta rate `auto` stands for in a run of so many meta-steps (1,000 where that is not known), and why."""
     check_choice("optimizer", optimizer, OPTIMIZERS)
+    iterations = _USUAL_LENGTH if iterations is None else iterations
     check_count("iterations", iterations)
     known = OPTIMIZERS[optimizer]
     return known.meta_lr * (iterations / _USUAL_LENGTH) ** known.power, known.reason

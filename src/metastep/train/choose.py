@@ -90,9 +90,8 @@ def choose_meta_lr(config: TrainConfig, task_set: TaskSet, alpha: float) -> tupl
     """The meta rate of a run and why: given, a share of its stability edge, or the default of the optimiser."""
     if config.meta_lr != "auto":
         return config.meta_lr, "given by the user"
-    by_length = {} if config.iterations is None else {"iterations": config.iterations}
     if config.optimizer not in SHARE_OF_EDGE or config.algorithm == "reptile":
-        return default_meta_lr(config.optimizer, **by_length)
+        return default_meta_lr(config.optimizer, config.iterations)
     keys = split_keys(config.seed)
     model = build_model(config, task_set.description)
     objective, adapter = build_inner_loop(config, model, task_set.description)
@@ -112,7 +111,7 @@ def choose_meta_lr(config: TrainConfig, task_set: TaskSet, alpha: float) -> tupl
     except InputError:
         edge = None
     if edge is None or not np.isfinite(edge.beta_max):
-        value, reason = default_meta_lr(config.optimizer, **by_length)
+        value, reason = default_meta_lr(config.optimizer, config.iterations)
         return value, f"the meta-objective shows no curvature to measure; {reason}"
     share = SHARE_OF_EDGE[config.optimizer]
     return share * edge.beta_max, (

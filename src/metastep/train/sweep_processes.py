@@ -39,9 +39,8 @@ def sweep_over_processes(
 ) -> SweepResult:
     """The same as `sweep`, one value of its longest axis after the other, in several processes.
 
-    For convolutions on a CPU, whose trainings `sweep` takes one by one, and for machines with several accelerators
-    (one process each, by their environment). Each process compiles for itself, or finds the program in the compiler's
-    cache.
+    For convolutions on a CPU, whose trainings `sweep` takes one by one. Each process compiles for itself, or finds
+    the program in the compiler's cache.
 
     Parameters
     ----------
@@ -61,7 +60,7 @@ def sweep_over_processes(
     InputError
         As `sweep`, and for fewer than one process.
     """
-    import joblib  # a tenth of a second that other verbs need not pay
+    import joblib  # nothing else needs it
 
     check_count("processes", processes)
     values = dict(zip(_AXES, (alphas, meta_lrs, seeds), strict=True))
