@@ -35,7 +35,7 @@ from metastep.train import TrainConfig, build_learner, choose_rates, load_tasks,
 from metastep.train.config import OptimizerName, fill_defaults
 from metastep.train.evaluate import compile_judge
 from metastep.train.learner import Learner, mean_alpha
-from metastep.train.problem import model_name
+from metastep.train.problem import model_choice
 from metastep.train.rehearse import rehearsal_length
 from metastep.train.state import HEALTHY, TrainState, initial_state, next_window
 from metastep.train.step import compile_advance
@@ -157,7 +157,7 @@ def load(family: Family, seed: int, folder: Path, optimizer: OptimizerName = "au
             )
     config = TrainConfig(**options, seed=seed, optimizer=optimizer)
     task_set = load_tasks(config)
-    config = fill_defaults(config, task_set.description, model_name(config, task_set.description))
+    config = fill_defaults(config, task_set.description, model_choice(config, task_set.description))
     if family.replace is not None:
         splits = TaskSplits.same(family.replace, family.options["tasks"])
         shape = {"input_shape": list(family.replace.input_shape)}

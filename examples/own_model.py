@@ -1,16 +1,16 @@
-"""Meta-train your own model: any two JAX functions, at an adaptation rate that is measured first."""
+"""Meta-train your own model: any two JAX functions. No rate is given, none is needed.
 
-import dataclasses
+From the command line: metastep train sinusoid --model examples/own_model.py:waves --out runs/waves
+"""
+
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-from metastep.adapt import GradientAdapter
-from metastep.metagrad import Exact
-from metastep.models import Model, Objective
-from metastep.rates import FixedRate, advise_rates, make_optimizer
-from metastep.tasks import Sinusoid
-from metastep.train import Learner, advance, evaluate, initial_state
+from metastep.models import Model
+from metastep.train import RunFolder, TrainConfig, evaluate_run, load_run, train
 
 
 def init(key):
@@ -28,29 +28,26 @@ def apply(params, x):
     return jnp.sin(x @ params["frequency"] + params["phase"]) @ params["weight"]
 
 
+waves = Model(init, apply, name="waves")
+
+
 def main(iterations: int = 1000) -> None:
-    """Tasks and model, rate, training, judgement."""
-    keys = jax.random.split(jax.random.key(0), 4)
-    tasks = Sinusoid(shots=10, queries=10)
-    model = Model(init, apply, name="waves")
-    learner = Learner(
-        model, Objective.of(model.apply, tasks.kind), GradientAdapter(steps=1), Exact(), FixedRate(0.0),
-        make_optimizer("adam", 3e-3), tasks_per_step=25,
-    )  # fmt: skip
-    start = model.init(keys[0])
-    advice = advise_rates(learner.objective, start, tasks, keys[1], learner.query_loss)
-    low, high = advice.alpha_interval
-    print(f"alpha: {advice.alpha_chosen:.3g}, 95 % interval {low:.3g} to {high:.3g}")
+    """Train, say which rate was chosen and why, judge."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunFolder(Path(folder, "waves"))
+        config = TrainConfig(tasks="sinusoid", model=waves, iterations=iterations)
+        result = train(config, run, announce=tell)
+        print(f"{result.iterations} meta-steps, {result.steps_per_second:.0f} in a second")
 
-    learner = dataclasses.replace(learner, rate=FixedRate(advice.alpha_chosen))
-    state = initial_state(learner, keys[0])
-    state = jax.jit(lambda s: advance(learner, tasks, keys[2], s, jnp.asarray(iterations)))(state)
+        judged, _ = evaluate_run(load_run(run, model=waves))
+        print(f"loss before adaptation: {judged.before.loss.mean:.3g}")
+        print(f"loss after one step: {judged.after.loss.mean:.3g} +- {judged.after.loss.ci95:.2g}")
 
-    judged = evaluate(
-        learner, state.meta.params, advice.alpha_chosen, tasks, keys[3], num_tasks=200
-    )
-    print(f"loss before adaptation: {judged.before.loss.mean:.3g}")
-    print(f"loss after one step: {judged.after.loss.mean:.3g} +- {judged.after.loss.ci95:.2g}")
+
+def tell(stage, record):
+    """Told of the tasks, of every rehearsal, and of the rates."""
+    if stage == "rates":
+        print(f"alpha starts at {record['alpha_chosen']:.3g}: {record['alpha_reason']}")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,26 @@
-"""Meta-train on your own task family: a few measurements of each spring, and the rest of its motion to tell."""
+"""Meta-train on your own task family: a few measurements of each spring, and the rest of its motion to tell.
 
-import dataclasses
+From the command line: metastep train examples/own_tasks.py:Springs --steps 3 --out runs/springs
+"""
+
+import tempfile
+from pathlib import Path
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from metastep import Batch, Episode
-from metastep.adapt import GradientAdapter
-from metastep.metagrad import Exact
-from metastep.models import Objective, mlp
-from metastep.rates import FixedRate, advise_rates, make_optimizer
 from metastep.tasks import AbstractTaskFamily
-from metastep.train import Learner, advance, evaluate, initial_state
+from metastep.train import (
+    RunFolder,
+    TrainConfig,
+    adapt_and_predict,
+    evaluate_run,
+    load_run,
+    train,
+)
 
 
 class Springs(AbstractTaskFamily):
@@ -33,26 +41,22 @@ class Springs(AbstractTaskFamily):
 
 
 def main(iterations: int = 1000) -> None:
-    """Tasks and model, rate, training, judgement."""
-    keys = jax.random.split(jax.random.key(0), 4)
-    tasks = Springs()
-    model = mlp(tasks.input_shape, tasks.output_size, hidden=(40,), activation=jnp.tanh)
-    learner = Learner(
-        model, Objective.of(model.apply, tasks.kind), GradientAdapter(steps=3), Exact(), FixedRate(0.0),
-        make_optimizer("adam", 3e-3), tasks_per_step=25,
-    )  # fmt: skip
-    start = model.init(keys[0])
-    advice = advise_rates(learner.objective, start, tasks, keys[1], learner.query_loss)
-    print(f"alpha: {advice.alpha_chosen:.3g}, because {advice.alpha_reason}")
-    learner = dataclasses.replace(learner, rate=FixedRate(advice.alpha_chosen))
-    state = initial_state(learner, keys[0])
-    state = jax.jit(lambda s: advance(learner, tasks, keys[2], s, jnp.asarray(iterations)))(state)
+    """Train, judge, and adapt to one spring that was measured four times."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunFolder(Path(folder, "springs"))
+        result = train(TrainConfig(tasks=Springs, steps=3, iterations=iterations), run)
+        print(f"alpha started at {result.alpha:.3g}")
 
-    judged = evaluate(
-        learner, state.meta.params, advice.alpha_chosen, tasks, keys[3], num_tasks=200
-    )
-    for step in judged.curve:
-        print(f"loss after {step.steps} steps: {step.loss.mean:.3g} +- {step.loss.ci95:.2g}")
+        trained = load_run(run, tasks=Springs)
+        judged, _ = evaluate_run(trained, num_tasks=200)
+        for step in judged.curve:
+            print(f"loss after {step.steps} steps: {step.loss.mean:.3g} +- {step.loss.ci95:.2g}")
+
+        time = np.array([[0.1], [0.8], [1.3], [1.9]])
+        position = 1.2 * np.exp(-0.4 * time) * np.cos(2 * time)
+        told = adapt_and_predict(trained, time, position, np.array([[2.5]]))["predictions"]
+        true = 1.2 * np.exp(-0.4 * 2.5) * np.cos(2 * 2.5)
+        print(f"a new spring at 2.5: {told.item():.3g}, in truth {true:.3g}")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,16 @@ def test_skeletons_for_contributors_run():
     exec(compile(source, "CONTRIBUTING.md", "exec"), {"__name__": "contributing"})
 
 
+def test_tasks_model_and_loss_of_the_page_on_your_own_train(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (DOCS / "your-own.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    source = "\n".join(block for block in blocks if "flax" not in block)
+    arrays = "import numpy as np\nsupport_x = support_y = query_x = np.ones((4, 1))\n"
+    exec(compile(arrays + source.replace("iterations=1000", "iterations=20"), page[:9], "exec"), {})
+    assert (tmp_path / "runs" / "springs" / "checkpoints").is_dir()
+
+
 @pytest.mark.parametrize("name", PACKAGES)
 def test_every_public_name_is_documented(name):
     package = importlib.import_module(f"metastep.{name}")

@@ -35,8 +35,7 @@ def number(text: str, label: str) -> float:
 
 def test_own_model():
     text = run("own_model.py")
-    low, high = number(text, "95 % interval"), number(text, " to")
-    assert 0 < low < number(text, "alpha") < high
+    assert number(text, "alpha starts at") > 0
     # The best constant per input leaves E a^2 / 2 - E_x (E y)^2, close to 3; a step must take most of it.
     assert number(text, "loss before adaptation") > 1
     assert number(text, "loss after one step") < 0.8
@@ -44,10 +43,11 @@ def test_own_model():
 
 def test_own_tasks():
     text = run("own_tasks.py")
-    assert number(text, "alpha") > 0
+    assert number(text, "alpha started at") > 0
     losses = [number(text, f"loss after {steps} steps") for steps in range(4)]
     assert losses == sorted(losses, reverse=True)
-    assert losses[3] < 0.8 * losses[0]
+    assert losses[3] < 0.3 * losses[0]
+    assert abs(number(text, "a new spring at 2.5") - number(text, "in truth")) < 0.5
 
 
 def test_rates_of_a_table():

@@ -16,15 +16,27 @@ MapOptimizer = Literal[
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RatesOptions(ProblemConfig):
+class NamedModel:
+    """The options that are objects in Python, and their names on the command line."""
+
+    model: Annotated[str, tyro.conf.arg(metavar="{auto,linear,mlp,conv4,FILE.py:NAME}")] = "auto"
+    """Your own: a metastep.models.Model, or a function (input_shape, output_size) -> Model. Default: linear for
+    linear tasks, conv4 for images, else mlp."""
+    loss: Annotated[str, tyro.conf.arg(metavar="{auto,FILE.py:NAME}")] = "auto"
+    """Your own: a function (outputs, targets) -> mean over examples, convex in the outputs. Default: squared error,
+    or cross-entropy for classes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RatesOptions(NamedModel, ProblemConfig):
     """Estimate the adaptation rate alpha before any training.
 
     Example: metastep rates omniglot --ways 20 --algorithm anil
     """
 
     tasks: tyro.conf.Positional[str]
-    """sinusoid, quadratic, linear, omniglot, or a path: a folder or zip of class folders of images, an
-    .npz (arrays x, y, task), a .csv or .parquet table with a task column."""
+    """sinusoid, quadratic, linear, omniglot; a path: a folder or zip of class folders of images, an .npz (arrays
+    x, y, task), a .csv or .parquet table with a task column; or tasks of your own: FILE.py:NAME."""
     num_tasks: int = 128
     """Tasks to estimate from; more narrow the interval."""
     edges: Json = False
@@ -43,7 +55,7 @@ class RatesOptions(ProblemConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainOptions(TrainConfig, CrewConfig):
+class TrainOptions(NamedModel, TrainConfig, CrewConfig):
     """Meta-train, and write a run folder with metrics, checkpoints and report.html.
 
     Example: metastep train sinusoid --out runs/sinusoid
@@ -52,8 +64,9 @@ class TrainOptions(TrainConfig, CrewConfig):
     """
 
     tasks: tyro.conf.Positional[str] = ""
-    """sinusoid, quadratic, linear, omniglot, or a path: a folder or zip of class folders of images, an
-    .npz (arrays x, y, task), a .csv or .parquet table with a task column. Not needed with --resume."""
+    """sinusoid, quadratic, linear, omniglot; a path: a folder or zip of class folders of images, an .npz (arrays
+    x, y, task), a .csv or .parquet table with a task column; or tasks of your own: FILE.py:NAME. Not needed with
+    --resume."""
     out: Path = Path("run")
     """Folder of the run."""
     resume: Json = False
@@ -152,7 +165,7 @@ class InfoOptions(TaskConfig):
     """
 
     tasks: tyro.conf.Positional[str]
-    """sinusoid, quadratic, linear, omniglot, or a path: a folder or zip of class folders of images, an
-    .npz (arrays x, y, task), a .csv or .parquet table with a task column."""
+    """sinusoid, quadratic, linear, omniglot; a path: a folder or zip of class folders of images, an .npz (arrays
+    x, y, task), a .csv or .parquet table with a task column; or tasks of your own: FILE.py:NAME."""
     json: Json = False
     """Print one JSON object instead of a table."""

@@ -43,6 +43,7 @@ from metastep.train import train as train_run
 from metastep.train.config import default_iterations, with_preset
 from metastep.train.crew import Crew, join
 from metastep.train.problem import SYNTHETIC, load_files
+from metastep.train.references import is_own
 
 Options = TypeVar("Options")
 
@@ -296,7 +297,7 @@ def _fetch(arguments: list[str]) -> None:
 
 def _info(arguments: list[str]) -> None:
     options = parse(InfoOptions, "data info", arguments)
-    if options.tasks in SYNTHETIC:
+    if options.tasks in SYNTHETIC or is_own(options.tasks):
         record = load_tasks(options).description
     elif options.tasks == "omniglot":
         root = datasets.data_root(options.data)

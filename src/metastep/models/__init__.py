@@ -9,8 +9,10 @@ from metastep.models.convolution import (
 )
 from metastep.models.core import Model
 from metastep.models.dense import linear, mlp
+from metastep.models.equinox import from_equinox
 from metastep.models.objective import (
     Objective,
+    OutputLoss,
     accuracy,
     cross_entropy,
     loss_for,
@@ -21,10 +23,12 @@ __all__ = [
     "Model",
     "NativeConvolutionWarning",
     "Objective",
+    "OutputLoss",
     "accuracy",
     "conv4",
     "conv_general_dilated",
     "cross_entropy",
+    "from_equinox",
     "has_native_convolution",
     "linear",
     "loss_for",

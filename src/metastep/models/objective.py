@@ -66,11 +66,20 @@ class Objective(eqx.Module):
 
     @classmethod
     def of(
-        cls, apply: Apply, kind: Kind, features: Apply | None = None, head: Apply | None = None
+        cls,
+        apply: Apply,
+        kind: Kind,
+        loss: OutputLoss | None = None,
+        *,
+        features: Apply | None = None,
+        head: Apply | None = None,
     ) -> "Objective":
-        """The usual objective: squared error for regression; cross-entropy and accuracy for classification."""
+        """The usual objective: squared error for regression; cross-entropy and accuracy for classification.
+
+        `loss` replaces the usual one.
+        """
         metric = accuracy if kind == "classification" else None
-        return cls(apply, loss_for(kind), metric, features, head)
+        return cls(apply, loss or loss_for(kind), metric, features, head)
 
     def past_features(self, params: Params, episode: Episode) -> tuple["Objective", Episode]:
         """The objective of the head alone, and the episode as the head sees it; themselves where not in two parts."""

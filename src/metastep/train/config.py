@@ -1,16 +1,21 @@
 """What a run can be told. One field is one command-line option; None and "auto" are filled in for the tasks."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from metastep._errors import InputError, check_choice, check_count, check_positive
 from metastep.metagrad import ALGORITHMS, DERIVATIVES
+from metastep.models import Model, OutputLoss
 from metastep.rates import OPTIMIZERS, RATES, SCHEDULES
+from metastep.tasks import AbstractTaskFamily, TaskSplits
+from metastep.train.references import is_own
 from metastep.train.sizes import parse_bytes
 
 AlgorithmName = Literal["maml", "fomaml", "hfmaml", "anil", "reptile", "erm"]
-ModelName = Literal["auto", "linear", "mlp", "conv4"]
+MODELS = ("linear", "mlp", "conv4")
+OwnTasks = AbstractTaskFamily | TaskSplits
 OptimizerName = Literal[
     "auto",
     "relative-adam",
@@ -42,9 +47,9 @@ ScheduleName = Literal["auto", "wsd", "linear", "cosine", "constant"]
 class TaskConfig:
     """Where tasks come from and what one of them looks like."""
 
-    tasks: str
-    """sinusoid, quadratic, linear, omniglot, or a path: a folder or zip of class folders of images, an
-    .npz (arrays x, y, task), a .csv or .parquet table with a task column."""
+    tasks: str | OwnTasks | Callable[[], OwnTasks]
+    """sinusoid, quadratic, linear, omniglot; a path: a folder or zip of class folders of images, an .npz (arrays
+    x, y, task), a .csv or .parquet table with a task column; or your own: FILE.py:NAME, in Python the object."""
     data: Path | None = None
     """Data root, which holds omniglot/. Default: METASTEP_DATA, else the user cache directory."""
     ways: int | None = None
@@ -83,8 +88,12 @@ class ProblemConfig(TaskConfig):
     """maml, fomaml (first-order), hfmaml (Hessian-free), anil (head only), reptile, erm (no inner loop)."""
     steps: int | None = None
     """Inner gradient steps. Default: 5 for tables, else 1."""
-    model: ModelName = "auto"
-    """Default: linear for linear tasks, conv4 for images, else mlp."""
+    model: str | Model | Callable[[tuple[int, ...], int], Model] = "auto"
+    """linear, mlp, conv4, or your own: FILE.py:NAME of a Model or of a function (input_shape, output_size) -> Model,
+    in Python the object itself. Default: linear for linear tasks, conv4 for images, else mlp."""
+    loss: str | OutputLoss = "auto"
+    """Your own: FILE.py:NAME of a function (outputs, targets) -> mean over examples, convex in the outputs; in Python
+    the function itself. Default: squared error, or cross-entropy for classes."""
     hidden: tuple[int, ...] = (40, 40)
     """Widths of the hidden layers of mlp."""
     filters: int = 64
@@ -187,6 +196,8 @@ def with_preset(config: TrainConfig) -> TrainConfig:
 def check_config(config: ProblemConfig) -> None:
     """Raise an `InputError` that names the first option that cannot be used."""
     check_choice("--algorithm", config.algorithm, ALGORITHMS)
+    _check_own("model", config.model, ("auto", *MODELS))
+    _check_own("loss", config.loss, ("auto",))
     for name in ("ways", "shots", "queries", "image_size", "tasks_at_once"):
         if getattr(config, name) is not None:
             check_count(f"--{name.replace('_', '-')}", getattr(config, name))
@@ -197,6 +208,13 @@ def check_config(config: ProblemConfig) -> None:
     _check_derivative(config)
     if isinstance(config, TrainConfig):
         _check_training(config)
+
+
+def _check_own(option: str, choice: Any, names: tuple[str, ...]) -> None:
+    if not is_own(choice) and choice not in names:
+        raise InputError(
+            f"--{option} is {choice!r}; choose one of: {', '.join(names)}; or FILE.py:NAME for your own"
+        )
 
 
 def _check_derivative(config: ProblemConfig) -> None:
@@ -251,10 +269,10 @@ def default_rate(config: TrainConfig) -> str:
     return "shared-meta-sgd" if learnable else "fixed"
 
 
-def fill_defaults(config: TrainConfig, description: dict[str, Any], model: str) -> TrainConfig:
+def fill_defaults(config: TrainConfig, description: dict[str, Any], model: Any) -> TrainConfig:
     """Replace every None or "auto" that depends on the tasks by what it stands for, except alpha's.
 
-    `description` is that of the loaded tasks, `model` the kind of model chosen for them.
+    `description` is that of the loaded tasks, `model` the model chosen for them: its name, or the user's own.
     """
     is_image, ways = description["images"], description.get("ways", 0)
     iterations = config.iterations or default_iterations(description)
@@ -263,8 +281,11 @@ def fill_defaults(config: TrainConfig, description: dict[str, Any], model: str) 
     )
     course = OPTIMIZERS[optimizer].schedule if config.meta_lr == "auto" else "constant"
     per_step = config.tasks_per_step or ((32 if ways <= 5 else 16) if is_image else 25)
+    # Tasks of the user's own have sizes that may not be an option, or hang together.
     sizes = {
-        name: description[name] for name in ("ways", "shots", "queries") if name in description
+        name: description[name]
+        for name in ("ways", "shots", "queries")
+        if name in description and not is_own(config.tasks)
     }
     return dataclasses.replace(
         config,

@@ -20,7 +20,7 @@ from metastep.theory.citations import source
 from metastep.train.build import build_learner
 from metastep.train.config import ProblemConfig, TrainConfig, fill_defaults
 from metastep.train.learner import Learner
-from metastep.train.problem import TaskSet, model_name, split_keys, starting_parameters
+from metastep.train.problem import TaskSet, model_choice, split_keys, starting_parameters
 
 
 @source("takagi", "conditions on alpha and beta (figure 4)", "as printed", "alpha_c, sgd")
@@ -83,7 +83,7 @@ def plain_learner(
     options: Any = given | {"optimizer": optimizer, "tasks_per_step": tasks_per_step}
     full = TrainConfig(**options, alpha=alpha, meta_lr=meta_lr, rate="fixed", schedule="constant")
     description = task_set.description
-    full = fill_defaults(full, description, model_name(full, description))
+    full = fill_defaults(full, description, model_choice(full, description))
     learner = build_learner(full, description, alpha, meta_lr)
     if config.algorithm == "erm":
         learner = dataclasses.replace(learner, adapter=GradientAdapter(0))

@@ -13,6 +13,7 @@ from metastep._errors import DataError, InputError
 from metastep._records import read_json, read_jsonl, to_plain, write_bytes, write_json
 from metastep._version import __version__
 from metastep.train.config import TrainConfig
+from metastep.train.own import plain_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,9 @@ class RunFolder:
     """Where a run keeps what. Reports read the same files."""
 
     path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))  # text will do
 
     @property
     def config(self) -> Path:
@@ -85,7 +89,7 @@ class RunFolder:
                 "metastep": __version__,
                 "command": command,
                 "tasks": description,
-                "train": config,
+                "train": plain_options(config),
                 "scaling": scaling,
             },
         )

@@ -27,6 +27,15 @@ from metastep.tasks import (
     TaskSplits,
 )
 from metastep.train.config import ProblemConfig, TaskConfig, default_steps
+from metastep.train.own import (
+    in_words,
+    own_loss,
+    own_model,
+    own_tasks,
+    plain_options,
+    sizes_of,
+)
+from metastep.train.references import is_own
 from metastep.train.scaling import Scaling
 
 SYNTHETIC = ("linear", "quadratic", "sinusoid")
@@ -60,15 +69,18 @@ def load_tasks(config: TaskConfig) -> TaskSet:
     DataError
         When files are missing, damaged or too small for the ways, shots and queries.
     """
-    if config.tasks in SYNTHETIC:
+    choice = config.tasks
+    if not isinstance(choice, str) or is_own(choice):
+        return _task_set(own_tasks(config), config)
+    if choice in SYNTHETIC:
         family = _synthetic(config)
-        return _task_set(TaskSplits.same(family, config.tasks), config)
-    if config.tasks == "omniglot":
+        return _task_set(TaskSplits.same(family, choice), config)
+    if choice == "omniglot":
         root = datasets.data_root(config.data)
         data = datasets.load_omniglot(root, config.split, config.image_size or 28)
         return _image_tasks(data, config, "omniglot", rotations=True)
     data = load_files(config)
-    name = Path(config.tasks).name
+    name = Path(choice).name
     if isinstance(data, datasets.TaskTable):
         return _table_tasks(data, config, name)
     if isinstance(data, datasets.ImageClasses):
@@ -80,10 +92,12 @@ def load_tasks(config: TaskConfig) -> TaskSet:
 
 def load_files(config: TaskConfig):
     """Whatever lies at the path `config.tasks`."""
-    path = Path(config.tasks)
+    path = Path(in_words(config.tasks))
     if not path.exists():
         known = ", ".join((*SYNTHETIC, "omniglot"))
-        raise DataError(f"{config.tasks} is neither a known name ({known}) nor an existing path")
+        raise DataError(
+            f"{path} is neither a known name ({known}) nor an existing path, nor FILE.py:NAME of tasks of your own"
+        )
     suffix = path.suffix.lower()
     if path.is_dir() or suffix == ".zip":
         return datasets.load_class_folders(path, config.image_size)
@@ -180,25 +194,22 @@ def _task_set(
     splits: TaskSplits, config: TaskConfig, scaling: Scaling | None = None, **facts: Any
 ) -> TaskSet:
     family = splits.train
-    sizes = {name: getattr(family, name) for name in ("shots", "queries", "curvature")}
-    if isinstance(family, FewShot):
-        sizes["ways"] = family.ways
     description = {
         "name": splits.name,
-        "tasks": config.tasks,
+        "tasks": in_words(config.tasks),
         "kind": family.kind,
         "input_shape": list(family.input_shape),
         "output_size": family.output_size,
         "images": isinstance(family, FewShot),
         "table": isinstance(family, TableTasks),
-        **sizes,
+        **sizes_of(family),
         **facts,
     }
     return TaskSet(splits, description, scaling)
 
 
-def model_name(config: ProblemConfig, description: dict[str, Any]) -> str:
-    """The kind of model: the user's choice, else the one that suits the tasks."""
+def model_choice(config: ProblemConfig, description: dict[str, Any]) -> Any:
+    """The model's name: the user's choice, else the one that suits the tasks. Or the user's own, as it was given."""
     if config.model != "auto":
         return config.model
     if description["tasks"] == "linear":
@@ -210,7 +221,9 @@ def build_model(config: ProblemConfig, description: dict[str, Any]) -> Model:
     """The model that the options and the shape of the tasks ask for."""
     input_shape: Sequence[int] = tuple(description["input_shape"])
     output_size = description["output_size"]
-    name = model_name(config, description)
+    name = model_choice(config, description)
+    if is_own(name):
+        return own_model(name, input_shape, output_size)
     if name == "linear":
         return linear(input_shape, output_size, bias=description["tasks"] != "linear")
     if name == "mlp":
@@ -229,7 +242,8 @@ def build_inner_loop(
     """The objective and the adapter of the chosen algorithm."""
     chosen, steps = algorithm(config.algorithm), default_steps(config, description)
     parts = {"features": model.features, "head": model.head} if chosen.head_only else {}
-    return Objective.of(model.apply, description["kind"], **parts), chosen.adapter(model, steps)
+    objective = Objective.of(model.apply, description["kind"], own_loss(config.loss), **parts)
+    return objective, chosen.adapter(model, steps)
 
 
 def build_meta_gradient(config: ProblemConfig) -> AbstractMetaGradient:
@@ -242,7 +256,7 @@ def build_meta_gradient(config: ProblemConfig) -> AbstractMetaGradient:
 
 def fingerprint(config: ProblemConfig, task_set: TaskSet) -> str:
     """What two processes must have in common to train together: options, and the examples bit by bit."""
-    options = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("data", "tasks")}
+    options = {k: v for k, v in plain_options(config).items() if k not in ("data", "tasks")}
     digest = zlib.crc32(repr((sorted(options.items()), task_set.description)).encode())
     for leaf in jax.tree.leaves(task_set.splits):
         digest = zlib.crc32(np.asarray(leaf).tobytes(), digest)

@@ -21,12 +21,13 @@ from metastep.train.examples import example_tasks
 from metastep.train.folder import RunFolder, read_options
 from metastep.train.loop import Observer, Schedule, run_loop, score
 from metastep.train.memory import keep_within_limit
+from metastep.train.own import with_own
 from metastep.train.problem import (
     TaskSet,
     build_model,
     fingerprint,
     load_tasks,
-    model_name,
+    model_choice,
     split_keys,
 )
 from metastep.train.rehearse import Announce
@@ -97,7 +98,7 @@ def _train(
     task_set = crew.together(lambda: load_tasks(config))
     crew.check_same("tasks and options", lambda: fingerprint(config, task_set))
     description = task_set.description
-    config = fill_defaults(config, description, model_name(config, description))
+    config = fill_defaults(config, description, model_choice(config, description))
     check_config(config)
     build_model(config, description)  # complains before anything is written
     mesh = crew.mesh(config.tasks_per_step or 1)
@@ -122,6 +123,7 @@ def resume(
     observer: Observer | None = None,
     iterations: int | None = None,
     crew: Crew = ALONE,
+    **own: Any,
 ) -> TrainResult:
     """Go on with an interrupted run, to the same bits as if it had not been interrupted.
 
@@ -134,13 +136,18 @@ def resume(
     observer : told of progress and metrics
     iterations : a new total, to train for longer than was planned
     crew : the processes and devices to go on with; only process 0 needs the folder
+    own : `tasks`, `model` and `loss` again, where the run was handed objects
     """
     with crew.watched(folder.newest_checkpoint):
-        return _resume(folder, observer, iterations, crew)
+        return _resume(folder, observer, iterations, crew, own)
 
 
 def _resume(
-    folder: RunFolder, observer: Observer | None, iterations: int | None, crew: Crew
+    folder: RunFolder,
+    observer: Observer | None,
+    iterations: int | None,
+    crew: Crew,
+    own: dict[str, Any],
 ) -> TrainResult:
     def begin() -> dict[str, Any]:
         folder.check_free(resume=True, overwrite=False)
@@ -153,7 +160,7 @@ def _resume(
         return {"config": record, "rates": read_json(folder.rates)}
 
     kept = crew.from_leader(begin)
-    config, description = read_options(kept["config"]), kept["config"]["tasks"]
+    config, description = with_own(read_options(kept["config"]), **own), kept["config"]["tasks"]
     task_set = crew.together(lambda: load_tasks(config))
     crew.check_same("tasks", lambda: fingerprint(config, task_set))
     if task_set.description != description:

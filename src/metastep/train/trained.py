@@ -18,6 +18,7 @@ from metastep.train.evaluate import Evaluation, evaluate, predict
 from metastep.train.examples import example_tasks
 from metastep.train.folder import RunFolder
 from metastep.train.learner import Learner
+from metastep.train.own import with_own
 from metastep.train.problem import as_float, load_tasks, split_keys
 from metastep.train.scaling import Scaling
 from metastep.train.state import initial_state
@@ -45,8 +46,14 @@ class TrainedRun:
     scaling: Scaling | None
 
 
-def load_run(folder: RunFolder, checkpoint: str = "best") -> TrainedRun:
+def load_run(folder: RunFolder, checkpoint: str = "best", **own: Any) -> TrainedRun:
     """Load the state that validated best, or the latest one.
+
+    Parameters
+    ----------
+    folder : of the run
+    checkpoint : "best" or "latest"
+    own : `tasks`, `model` and `loss` again, where the run was handed objects; adapting needs no tasks
 
     Raises
     ------
@@ -54,6 +61,7 @@ def load_run(folder: RunFolder, checkpoint: str = "best") -> TrainedRun:
         When the folder is not a run, or holds no checkpoint yet.
     """
     config, description, scaling = folder.read_config()
+    config = with_own(config, **own)
     rates = read_json(folder.rates)
     learner = build_learner(
         config, description, float(rates["alpha_chosen"]), float(rates["meta_lr"])
