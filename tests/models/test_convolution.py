@@ -1,5 +1,6 @@
 """The convolution by products against JAX's own, in values and second derivatives, and the warning."""
 
+import inspect
 import warnings
 
 import equinox as eqx
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import lax
 
 from metastep._types import Batch
@@ -132,6 +134,13 @@ class Conv(eqx.nn.Conv2d):
         return y if self.bias is None else y + self.bias
 
 
+def test_it_takes_whatever_jax_takes():
+    # Layers of other libraries hand on every argument by its name, and new ones come with new versions.
+    theirs = inspect.signature(lax.conv_general_dilated).parameters
+    ours = inspect.signature(conv_general_dilated).parameters
+    assert list(ours)[: len(theirs)] == list(theirs)
+
+
 def test_an_equinox_layer_can_use_it(rng):
     options = {"kernel_size": 3, "stride": 2, "padding": 1, "key": jax.random.key(0)}
     ours, theirs = Conv(2, 3, **options), eqx.nn.Conv2d(2, 3, **options)
@@ -140,7 +149,6 @@ def test_an_equinox_layer_can_use_it(rng):
 
 
 def test_a_flax_layer_can_use_it(rng):
-    nnx = pytest.importorskip("flax.nnx")
     options = {"kernel_size": (3, 3), "strides": 2, "rngs": nnx.Rngs(0), "param_dtype": float}
     layer = nnx.Conv(2, 4, conv_general_dilated=conv_general_dilated, **options)
     x = jnp.asarray(rng.normal(size=(2, 6, 5, 2)))

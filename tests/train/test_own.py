@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from metastep import Batch, Episode
 from metastep._errors import DataError, InputError
@@ -250,6 +251,15 @@ def test_an_equinox_module_is_a_model(rng):
     )
     meta, _ = learner.rate.init(params)
     assert len(jax.tree.leaves(meta.own)) == len(jax.tree.leaves(params)) == 6
+
+
+def test_flax_modules_are_models_as_the_guide_says():
+    net = nn.Dense(1, param_dtype=float)
+    with jax.numpy_dtype_promotion("standard"):  # Flax does not do with less
+        model = own_model(Model(lambda key: net.init(key, jnp.ones((1, 1))), net.apply), (1,), 1)
+        params = model.init(jax.random.key(0))
+        outputs = model.apply(params, jnp.ones((3, 1)))
+    np.testing.assert_allclose(outputs, np.full((3, 1), params["params"]["kernel"]), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ def conv_general_dilated(
     batch_group_count: int = 1,
     precision: Any = None,
     preferred_element_type: Any = None,
+    out_sharding: Any = None,
     *,
     native: bool | None = None,
 ) -> Array:
@@ -53,9 +54,10 @@ def conv_general_dilated(
     Parameters
     ----------
     lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
-    batch_group_count, precision, preferred_element_type : as in JAX, for any number of spatial dimensions
+    batch_group_count, precision, preferred_element_type, out_sharding : as in JAX, for any number of spatial
+        dimensions
     native : use JAX's own convolution. None does on accelerators, and on a CPU only for what has no product here:
-        transposed convolutions (`lhs_dilation`) and groups
+        transposed convolutions (`lhs_dilation`), groups, and outputs with a sharding of their own
 
     Examples
     --------
@@ -68,12 +70,13 @@ def conv_general_dilated(
     window = [rhs.shape[axis] for axis in spec.rhs_spec[2:]]
     gaps = tuple(rhs_dilation or (1,) * len(window))
     special = feature_group_count > 1 or batch_group_count > 1 or set(lhs_dilation or (1,)) != {1}
+    special = special or out_sharding is not None
     if native is None:
         native = jax.default_backend() != "cpu"
     if native or special or 0 in (*lhs.shape, *rhs.shape):
         return lax.conv_general_dilated(
             lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers,
-            feature_group_count, batch_group_count, precision, preferred_element_type,
+            feature_group_count, batch_group_count, precision, preferred_element_type, out_sharding,
         )  # fmt: skip
     x = jnp.transpose(lhs, (spec.lhs_spec[0], *spec.lhs_spec[2:], spec.lhs_spec[1]))
     kernel = jnp.transpose(rhs, (*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0]))

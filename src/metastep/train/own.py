@@ -149,7 +149,7 @@ def own_loss(choice: Any) -> OutputLoss | None:
     if choice == "auto":
         return None
     found: Any = _object("loss", choice)
-    if not callable(found):
+    if not hasattr(found, "__call__"):  # noqa: B004 - `callable` would make it a function of unknown results
         raise InputError(
             f"the loss {in_words(choice)} is of type {type(found).__name__}; hand over a function of (outputs, "
             f"targets) that gives the mean over examples"
