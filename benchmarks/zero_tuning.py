@@ -30,7 +30,7 @@ import tyro
 
 from metastep._records import read_json, write_bytes
 from metastep.report.style import BLUE, GREY, VERMILLION, new_figure, render
-from metastep.tasks import MixedLinear, Quadratic, Sinusoid, TaskSplits
+from metastep.tasks import TaskSplits
 from metastep.train import TrainConfig, build_learner, choose_rates, load_tasks, sweep
 from metastep.train.config import OptimizerName, fill_defaults
 from metastep.train.evaluate import compile_judge
@@ -40,74 +40,7 @@ from metastep.train.rehearse import rehearsal_length
 from metastep.train.state import HEALTHY, TrainState, initial_state, next_window
 from metastep.train.step import compile_advance
 from sensors import readings, write_table
-
-_DIM = 20
-
-
-def ill_conditioned(x):
-    """Features whose variances span three orders of magnitude."""
-    return x * jnp.logspace(0, -1.5, _DIM)
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """Tasks, options, the grid that brackets their best cell, and three budgets."""
-
-    options: dict[str, Any]
-    alphas: tuple[float, float]
-    budgets: tuple[int, int, int]
-    long_budgets: tuple[int, int, int]
-    replace: Any = None
-    coarse_sgd: tuple[float, ...] = (1e-2, 1e-1)
-    test_tasks: int = 1_000
-
-
-_SINE = (1e-3, 1e-1)
-_LONG = (6_000, 20_000, 60_000)
-FAMILIES: dict[str, Family] = {
-    "sinusoid": Family({"tasks": "sinusoid"}, _SINE, (300, 1_000, 3_000), _LONG),
-    "sinusoid, 5 inner steps": Family(
-        {"tasks": "sinusoid", "steps": 5}, _SINE, (200, 600, 2_000), _LONG
-    ),
-    # The next four were chosen after the defaults, and nothing was chosen by them.
-    "sinusoid, 10 inner steps": Family({"tasks": "sinusoid", "steps": 10}, _SINE, (200, 600), _LONG),
-    "sinusoid, wide network": Family(
-        {"tasks": "sinusoid", "hidden": (200, 200)}, _SINE, (200, 600), _LONG
-    ),
-    "sinusoid, first-order": Family(
-        {"tasks": "sinusoid", "algorithm": "fomaml"}, _SINE, (200, 600), _LONG
-    ),
-    "sinusoid, 4 tasks a step": Family(
-        {"tasks": "sinusoid", "tasks_per_step": 4}, _SINE, (200, 600), _LONG
-    ),
-    "noisy sinusoid": Family(
-        {"tasks": "sinusoid"}, _SINE, (300, 1_000, 3_000), _LONG, Sinusoid(noise=1.0)
-    ),
-    "quadratic": Family(
-        {"tasks": "quadratic"}, _SINE, (300, 1_000, 3_000), _LONG, Quadratic(shots=10, queries=10)
-    ),
-    "ill-conditioned linear": Family(
-        {"tasks": "linear", "model": "linear"}, (1e-2, 1), (300, 1_000, 3_000), (1_000, 5_000, 20_000),
-        MixedLinear(centre=jnp.ones(_DIM), features=ill_conditioned, shots=10, queries=25),
-    ),
-    "sensors": Family({"tasks": "SENSORS"}, (1e-2, 1), (200, 600, 2_000), (2_000, 6_000, 20_000)),
-    "omniglot 5-way ANIL": Family(
-        {"tasks": "omniglot", "ways": 5, "algorithm": "anil"}, (0.1, 10), (30, 100, 300),
-        (500, 2_000, 10_000), test_tasks=300,
-    ),
-    "omniglot 5-way MAML": Family(
-        {"tasks": "omniglot", "ways": 5}, (0.1, 10), (30, 100, 200), (500, 2_000, 10_000),
-        coarse_sgd=(), test_tasks=300,
-    ),
-    "omniglot 20-way ANIL": Family(
-        {"tasks": "omniglot", "ways": 20, "algorithm": "anil"}, (0.1, 10), (30, 100, 200),
-        (500, 2_000, 10_000), coarse_sgd=(), test_tasks=100,
-    ),
-    "omniglot 20-way MAML": Family(
-        {"tasks": "omniglot", "ways": 20}, (0.1, 10), (20, 50, 100), (500, 2_000, 10_000),
-        coarse_sgd=(), test_tasks=100,
-    ),
-}  # fmt: skip
+from zero_tuning_families import FAMILIES, Family
 
 
 @dataclasses.dataclass
@@ -158,11 +91,6 @@ def load(family: Family, seed: int, folder: Path, optimizer: OptimizerName = "au
     config = TrainConfig(**options, seed=seed, optimizer=optimizer)
     task_set = load_tasks(config)
     config = fill_defaults(config, task_set.description, model_choice(config, task_set.description))
-    if family.replace is not None:
-        splits = TaskSplits.same(family.replace, family.options["tasks"])
-        shape = {"input_shape": list(family.replace.input_shape)}
-        description = task_set.description | shape
-        task_set = dataclasses.replace(task_set, splits=splits, description=description)
     return config, task_set
 
 
