@@ -347,9 +347,22 @@ def test_page_says_what_was_too_long_to_run(tmp_path, monkeypatch):
     )
 
 
+def test_the_page_keeps_what_no_folder_holds(tmp_path):
+    _page(
+        tmp_path, _result("long-10", "holds", scale="paper", cpu_seconds=9e4),
+        _result("long-9", "holds"),
+        _result("long-10", "not tested"),
+    )  # fmt: skip
+    text = _page(tmp_path, _result("long-9", "does not hold"))
+    assert "Claims: 1 holds, 1 does not hold;" in text
+    assert "| [long-10](#long-10) | A toy | 1 |  |  |  | 2 |  | 90000 |  |" in text
+    assert "- a \\| b\\_c: **not tested**" in text
+    assert text.index("## long-9") < text.index("## long-10")
+
+
 def test_pictures_of_the_page_are_small(tmp_path):
     runner.run_experiment(TOY, tmp_path / "run")
-    picture, text = page.write([tmp_path / "run"], tmp_path / "docs")
+    picture, _, text = page.write([tmp_path / "run"], tmp_path / "docs")
     assert picture == tmp_path / "docs" / "figures" / "reproduce" / "toy.png"
     assert picture.stat().st_size < 50_000
     assert "![A toy](figures/reproduce/toy.png)" in text.read_text()

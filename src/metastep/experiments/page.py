@@ -3,6 +3,9 @@
 python -m metastep.experiments.page DIR... writes docs/reproduce.md and its figures. The folders are those of runs at
 the scale `quick` and at that of the papers: of an experiment that was run at both, the page shows the latter and
 names the verdicts that differ. Where several folders hold the same experiment at the same scale, the last one counts.
+
+Results are kept in docs/reproduce.json. So what no folder holds stays as it was, and a run that took a day does not
+have to be made again because another one was.
 """
 
 import io
@@ -12,13 +15,15 @@ from typing import Any
 
 from PIL import Image
 
-from metastep._records import write_bytes
+from metastep._records import read_json, write_bytes, write_json
 from metastep.experiments import summaries
 from metastep.experiments.core import VERDICTS
 from metastep.experiments.runner import FINISHED, SCALES
-from metastep.report.gallery import read_results, verdict_counts
+from metastep.report.gallery import in_order, read_results, verdict_counts
 
 DOCS = Path("docs")
+KEPT = "reproduce.json"
+_SHOWN = ("name", "title", "scale", "status", "claims", "files", "cpu_seconds", "peak_memory_mb")
 FIGURES = "figures/reproduce"
 _WIDTH = 900  # pixels: what a column of text shows
 _COLOURS = 64  # lines and text need no more, and the files stay small
@@ -164,22 +169,25 @@ def small_png(path: Path) -> bytes:
 
 
 def write(folders: list[Path], docs: Path = DOCS) -> list[Path]:
-    """Write the page and its figures, and return their paths."""
-    runs: dict[str, Run] = {}
+    """Take over the results in these folders, write the page and the figures that are new; return their paths."""
+    kept, written = docs / KEPT, []
+    runs: dict[str, Run] = read_json(kept) if kept.exists() else {}
     places: dict[tuple[str, str], Path] = {}
     for folder in folders:
         for result in read_results(folder):
-            runs.setdefault(result["name"], {})[result["scale"]] = result
+            record = {key: result[key] for key in _SHOWN if key in result}
+            runs.setdefault(result["name"], {})[result["scale"]] = record
             places[result["name"], result["scale"]] = folder
-    written = []
+    runs = {name: runs[name] for name in in_order(runs)}
     for name, run in runs.items():
         shown = _shown(run)
-        if figure_of(shown):
+        folder = places.get((name, shown["scale"]))
+        if folder and figure_of(shown):
             written.append(docs / FIGURES / f"{name}.png")
-            picture = places[name, shown["scale"]] / figure_of(shown)
-            write_bytes(written[-1], small_png(picture))
+            write_bytes(written[-1], small_png(folder / figure_of(shown)))
+    write_json(kept, runs)
     write_bytes(docs / "reproduce.md", render(list(runs.values())).encode())
-    return [*written, docs / "reproduce.md"]
+    return [*written, kept, docs / "reproduce.md"]
 
 
 if __name__ == "__main__":

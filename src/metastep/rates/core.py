@@ -158,8 +158,8 @@ class FactoredRate(AbstractRate):
     """Rates learned with the initialisation: one of the model times a factor of each parameter (`Factored`).
 
     A factor may fall without end, as a parameter may leave off adapting, but rises to 1,000 at most. Adam moves a
-    logarithm by as much for a gradient that is hardly there as for a large one, so the rate of a parameter that no task
-    moves, such as those of a saturated unit, drifts upwards unopposed, and upsets the inner loop on the day that
+    logarithm by as much for a gradient that is hardly there as for a large one, so the rate of a parameter that no
+    task moves, such as one of a saturated unit, drifts upwards unopposed, and upsets the inner loop on the day that
     something does move it.
 
     Attributes

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
         When there is none, or one is damaged.
     """
     results = []
-    for path in sorted(folder.glob("*/result.json"), key=lambda path: _natural(path.parent.name)):
+    for name in in_order(path.parent.name for path in folder.glob("*/result.json")):
+        path = folder / name / "result.json"
         try:
             result = read_json(path)
             results.append(
@@ -44,6 +46,11 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
             f"{folder} holds no reproduced experiment; run `metastep reproduce NAME --out {folder}`"
         )
     return results
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of experiments, sorted as one counts."""
+    return sorted(names, key=_natural)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
