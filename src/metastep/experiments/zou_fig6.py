@@ -84,21 +84,15 @@ def _coefficients(dim: int) -> dict[str, list[float]]:
     }
 
 
-def _normal_moments(order: int, mean: float, variance: float) -> np.ndarray:
-    """E x^0, ..., E x^order of N(mean, variance), by integration by parts."""
-    moments = [1.0, mean]
-    for r in range(1, order):
-        moments.append(mean * moments[r] + r * variance * moments[r - 1])
-    return np.array(moments)
-
-
 def _limits(points: int) -> list[dict[str, Any]]:
     """alpha_lim of Example 1 over the variance of x ~ N(0, s2), for one shot and for many."""
     variances = np.geomspace(1e-4, 1e6, points)
     rows = []
     for dim in _DIMS:
         for shots in (1, _MANY_SHOTS):
-            moments = [_normal_moments(6 * (dim - 1), 0.0, variance) for variance in variances]
+            moments = [
+                theory.normal_raw_moments(6 * (dim - 1), 0.0, variance) for variance in variances
+            ]
             rates = floats(_polynomial_rates(dim, shots, np.array(moments)))
             rows.append(
                 {"dim": dim, "shots": shots, "variance": floats(variances), "alpha_lim": rates}
@@ -126,7 +120,7 @@ def _third_moment(
 def _polynomial_case(
     rng: np.random.Generator, samples: int, dim: int, shots: int, variance: float
 ) -> dict[str, Any]:
-    moments = _normal_moments(6 * (dim - 1), 0.0, variance)
+    moments = theory.normal_raw_moments(6 * (dim - 1), 0.0, variance)
     x = variance**0.5 * rng.standard_normal((samples, shots))
     return {
         "case": f"E.4: d = {dim}, K = {shots}, s² = {variance:g}",
@@ -142,7 +136,7 @@ def _polynomial_case(
 def _entry_case(
     rng: np.random.Generator, samples: int, dim: int, shots: int, mean: float, variance: float
 ) -> dict[str, Any]:
-    moments = _normal_moments(6, mean, variance)
+    moments = theory.normal_raw_moments(6, mean, variance)
     phi = mean + variance**0.5 * rng.standard_normal((samples, shots, dim))
     return {
         "case": f"E.11: d = {dim}, K = {shots}, N({mean:g}, {variance:g})",

@@ -104,6 +104,11 @@ from metastep.theory.printed import (
     online_rate_as_printed,
     second_moment_rate,
 )
+from metastep.theory.raw_moments import (
+    exponential_raw_moments,
+    normal_raw_moments,
+    uniform_raw_moments,
+)
 from metastep.theory.risk_curve import (
     RiskCurve,
     risk_curve,
@@ -163,6 +168,7 @@ __all__ = [
     "eigenvalue_bounds",
     "empirical_risk",
     "error_floor",
+    "exponential_raw_moments",
     "finite_task_coefficient",
     "function_space_step",
     "gaussian_features",
@@ -201,6 +207,7 @@ __all__ = [
     "multi_step_rate",
     "negative_gradient_penalty",
     "nonzero_mean_limit_rate",
+    "normal_raw_moments",
     "online_rate_as_printed",
     "polynomial_features",
     "polynomial_gram_moments",
@@ -226,5 +233,6 @@ __all__ = [
     "two_layer_network",
     "two_layer_tangent_gram",
     "two_layer_tangent_moments",
+    "uniform_raw_moments",
     "zero_mean_limit_rate",
 ]
