@@ -28,7 +28,15 @@ from metastep.experiments import (
     zou_table2,
 )
 from metastep.experiments.core import Report, log_slope
-from metastep.experiments.linear_designs import LAWS, best_rate, draw_law
+from metastep.experiments.linear_designs import (
+    EXPONENTIAL,
+    LAWS,
+    NORMAL,
+    UNIFORM,
+    WIDE_NORMAL,
+    best_rate,
+    draw_law,
+)
 from metastep.models import mlp
 from metastep.report import style
 from metastep.tasks import Quadratic, batch_of_episodes
@@ -89,6 +97,16 @@ def test_records_claims_and_figure(name):
     assert experiment.paper_scale != experiment.quick
     if name in VERDICTS:
         assert [claim.verdict for claim in claims] == VERDICTS[name]
+
+
+@pytest.mark.parametrize(
+    "law", [EXPONENTIAL, NORMAL, UNIFORM, WIDE_NORMAL], ids=lambda law: law.title
+)
+def test_laws_draw_what_their_moments_say(law, rng):
+    """A million draws: the fourth moment of Exp(1) has a relative standard error below 1 %."""
+    x = law.draw(rng, (1000, 1000))
+    found = [np.mean(x**r) for r in range(5)]
+    np.testing.assert_allclose(law.raw_moments(4), found, rtol=0.03, atol=0.03 * np.std(x) ** 3)
 
 
 def _row_moments(phi: np.ndarray, weights: np.ndarray, shots: int) -> float:
