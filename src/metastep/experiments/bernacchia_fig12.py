@@ -23,7 +23,7 @@ from metastep.metagrad import Exact
 from metastep.models import Objective, mlp
 from metastep.rates import FixedRate
 from metastep.report import style
-from metastep.report.lines import Series, draw
+from metastep.report.lines import Series, draw, draw_star
 from metastep.tasks import Quadratic, batch_of_episodes
 from metastep.train import Learner, TrainState, initial_state
 from metastep.train.state import HEALTHY
@@ -173,7 +173,7 @@ def _draw_table(figure: Figure, axes: Axes, records: dict[str, Any]) -> None:
     axes.set_xticks(ticks, labels, rotation=45)
     axes.set_yticks(ticks, labels)
     row, column = np.unravel_index(np.nanargmin(losses), losses.shape)
-    axes.plot(column, row, "*", color=style.ORANGE, markeredgecolor="black", markersize=14)
+    draw_star(axes, float(column), float(row))
     axes.grid(visible=False)
     axes.set(xlabel="test rate", ylabel="training rate", title="star: least loss; ×: diverged")
     figure.colorbar(image, ax=axes, label="log10 test loss")

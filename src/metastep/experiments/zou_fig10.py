@@ -19,7 +19,7 @@ from metastep.metagrad import Exact
 from metastep.models import Objective, mlp
 from metastep.rates import FixedRate, make_optimizer
 from metastep.report import style
-from metastep.report.lines import Series, draw
+from metastep.report.lines import Series, draw, draw_star
 from metastep.tasks import AbstractTaskFamily, Quadratic, Sinusoid, batch_of_episodes
 from metastep.train import Learner, TrainState, initial_state
 from metastep.train.state import HEALTHY
@@ -145,9 +145,7 @@ def _draw(axes: Axes, problem: dict[str, Any], alphas: list[float]) -> None:
          problem["title"])  # fmt: skip
     axes.axvspan(*problem["range"], color=style.VERMILLION, alpha=0.2, label="printed range")
     best = alphas[int(np.nanargmin(mean))]
-    axes.plot(
-        best, least, "*", color=style.ORANGE, markeredgecolor="k", markersize=14, label="least"
-    )
+    draw_star(axes, best, least, label="least")
     axes.set_ylim(0.8 * least, 30 * least)
 
 
