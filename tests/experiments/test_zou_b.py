@@ -19,7 +19,6 @@ import scipy.optimize
 from metastep import experiments, theory
 from metastep._records import to_plain
 from metastep.experiments import (
-    bernacchia_fig11,
     bernacchia_fig12,
     zou_fig4,
     zou_fig5,
@@ -314,26 +313,6 @@ def test_table2_bayes_and_label_aware():
     curve = theory.risk_curve_from_labels(phi, y, phi_query=phi_query, labels_query=y_query)
     joint = scipy.optimize.minimize(loss, np.array([0.05, 1.0, 0.0, 0.0]), tol=1e-12)
     assert zou_table2._label_aware(curve, tasks, (4,)) == pytest.approx(joint.x[0], abs=1e-5)
-
-
-def test_fig11_distance_and_loss(rng):
-    """Distance of the minimiser against sampled labels; the best test rate against a numeric minimum."""
-    config = bernacchia_fig11.Config(tasks=6, train_shots=3, train_queries=5, dim=4)
-    x, x_query = rng.standard_normal((6, 3, 4)), rng.standard_normal((6, 5, 4))
-    step = 0.3 / 3
-    moved = np.concatenate([q - step * q @ p.T @ p for p, q in zip(x, x_query, strict=True)])
-    distances = []
-    for _ in range(4000):
-        w = 0.2 / 2 * rng.standard_normal((6, 4))
-        y, y_query = (np.einsum("nkd,nd->nk", z, w) for z in (x, x_query))
-        y, y_query = (z + 0.2 * rng.standard_normal(z.shape) for z in (y, y_query))
-        labels = y_query - step * np.einsum("nqd,nkd,nk->nq", x_query, x, y)
-        distances.append(np.sum(np.linalg.lstsq(moved, labels.ravel(), rcond=None)[0] ** 2))
-    expected = bernacchia_fig11.expected_distance(config, x, x_query, 0.3)
-    assert abs(np.mean(distances) - expected) < 5 * np.std(distances) / 4000**0.5
-    rates = np.linspace(0, 1, 100_001)
-    best = rates[np.argmin(bernacchia_fig11._test_loss(config, expected, rates))]
-    assert bernacchia_fig11._best_test_rate(config, expected) == pytest.approx(best, abs=2e-5)
 
 
 def test_fig11_headline_numbers():

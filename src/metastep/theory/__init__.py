@@ -72,6 +72,11 @@ from metastep.theory.minimisers import (
     label_minimiser,
     minimiser,
 )
+from metastep.theory.mixed_linear import (
+    best_test_rate,
+    expected_test_loss,
+    minimiser_distance,
+)
 from metastep.theory.moments import (
     gaussian_gram_moments,
     gaussian_split_rate,
@@ -160,6 +165,7 @@ __all__ = [
     "batch_rate",
     "batch_rate_as_printed",
     "batch_size_conditions",
+    "best_test_rate",
     "cite",
     "concentration_bound",
     "distance_gap",
@@ -168,6 +174,7 @@ __all__ = [
     "eigenvalue_bounds",
     "empirical_risk",
     "error_floor",
+    "expected_test_loss",
     "exponential_raw_moments",
     "finite_task_coefficient",
     "function_space_step",
@@ -202,6 +209,7 @@ __all__ = [
     "meta_smoothness",
     "meta_step_size",
     "minimiser",
+    "minimiser_distance",
     "minimum_norm_coefficients",
     "moment_rate",
     "multi_step_rate",
