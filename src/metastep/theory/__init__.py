@@ -8,6 +8,11 @@ gives the reference. Nothing here needs the rest of the library. Features are ar
 from metastep.theory.citations import (
     cite,
 )
+from metastep.theory.concentration import (
+    concentration_bound,
+    concentration_bound_as_printed,
+    concentration_spread,
+)
 from metastep.theory.convergence import (
     adaptation_bias_bound,
     error_floor,
@@ -121,7 +126,6 @@ from metastep.theory.risk_curve import (
 )
 from metastep.theory.risks import (
     average_risk,
-    concentration_bound,
     empirical_risk,
     limit_risk,
     risk_variance,
@@ -168,6 +172,8 @@ __all__ = [
     "best_test_rate",
     "cite",
     "concentration_bound",
+    "concentration_bound_as_printed",
+    "concentration_spread",
     "distance_gap",
     "distance_rate_bound",
     "distance_rate_bound_as_printed",

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from metastep.theory.concentration import concentration_bound, concentration_bound_as_printed
 from metastep.theory.errata.entry import Erratum, Reading
 from metastep.theory.intervals import rate_interval, rate_interval_as_printed
 from metastep.theory.minimisers import minimiser
@@ -19,7 +20,7 @@ from metastep.theory.moments import (
     zero_mean_limit_rate,
 )
 from metastep.theory.raw_moments import exponential_raw_moments, normal_raw_moments
-from metastep.theory.risks import concentration_bound, risk_variance
+from metastep.theory.risks import risk_variance
 
 # Two kinds of task, Phi = I (999 of 1,000) and Phi = sqrt(1000) I: d = 5, K = 10 with zero rows.
 _RARE = np.zeros((1000, 10, 5))
@@ -126,11 +127,10 @@ def _tail_inverse() -> Reading:
         middle = (low + high) / 2
         tail = 2 * math.exp(-((middle * tasks) ** 2) / (norm**4 * dim * spread**2))
         low, high = (middle, high) if tail > delta else (low, middle)
-    log = math.log(2 / delta)
-    printed = norm**2 * math.sqrt(dim * spread / tasks**2 * log)
     # eps = 0.3 for equal eigenvalues lambda at alpha = 0 means lambda = 1 / 0.3.
-    corrected = concentration_bound(0.0, 1 / 0.3, 1 / 0.3, tasks, 1, dim, norm, delta)
-    return Reading(printed, float(corrected), low)
+    case = (0.0, 1 / 0.3, 1 / 0.3, tasks, 1, dim, norm, delta)
+    printed, corrected = concentration_bound_as_printed(*case), concentration_bound(*case)
+    return Reading(float(printed), float(corrected), low)
 
 
 def _growth_with_alpha() -> Reading:
