@@ -245,24 +245,6 @@ def test_fig8_error_of_one_sample():
         assert records["errors"]["mean"][column] == pytest.approx(error, abs=2e-7)
 
 
-def test_fig8_prediction_of_the_scatter():
-    """sd of alpha*(N) over samples of optima and features against the delta method: 300 samples of 64 tasks."""
-    rng = np.random.default_rng(5)
-    population = rng.uniform(-5.0, 5.0, (4096, 15, 10))
-    grams = population.transpose(0, 2, 1) @ population
-    limit = 15 * np.trace(grams @ grams, axis1=1, axis2=2).mean()
-    limit /= 2 * np.trace(grams @ grams @ grams, axis1=1, axis2=2).mean()
-    predicted = zou_fig8._scatter(population, float(limit)) / 64**0.5
-    rates = []
-    for _ in range(300):
-        chosen = grams[rng.integers(4096, size=64)]
-        a = rng.standard_normal((64, 10))
-        first = np.einsum("nde,ne->nd", chosen, a)
-        second = np.einsum("nde,ne->nd", chosen, first)
-        rates.append(15 * np.sum(first**2) / (2 * np.sum(first * second)))
-    assert np.std(rates) == pytest.approx(predicted, rel=0.15)  # 4 % standard error
-
-
 def test_fig9_best_rate_and_covariance():
     """Case (a) by least squares from the same draws; the covariance-aware rate by weighted traces."""
     config = zou_fig9.Config(tasks=200, trials=1, points=5)

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -12,6 +13,7 @@ from metastep.experiments.linear_designs import EXPONENTIAL, UNIFORM, WIDE_NORMA
 from metastep.report import style
 from metastep.report.lines import Series, draw
 from metastep.theory.grams import gram_power_sums
+from metastep.theory.minimisers import covariance_from_powers
 
 _LAWS = {one.law: one for one in (WIDE_NORMAL, UNIFORM, EXPONENTIAL)}
 _QUANTITIES = {"loss": "(a) loss gap, MAML - ERM", "distance": "(b) distance gap, MAML - ERM"}
@@ -47,7 +49,9 @@ def _of_law(config: Config, law: ScaledLaw, rng: np.random.Generator) -> dict[st
     steps = np.asarray(config.steps)[:, None, None]
     decay = (1 - 2 * config.eta / config.shots * spectrum) ** (2 * steps)  # (steps, tasks, d)
     weights = {"loss": config.tasks * spectrum * decay, "distance": decay}
-    gain = _spread_difference(train, config.alpha, config.shots)
+    sums, step = gram_power_sums(jnp.asarray(train)), 2 * config.alpha / config.shots
+    # Covariance of the MAML minimiser minus that of ERM's, per unit of task variance.
+    gain = covariance_from_powers(sums, step) - covariance_from_powers(sums, 0.0)
     # Mean over optima of (w_m - a)^2 - (w_r - a)^2 along each eigenvector: only w differs.
     expected = config.task_var * np.einsum("nij,ik,nkj->nj", basis, gain, basis)
     samples, at_optimum = _samples(config, rng, train, basis, weights)
@@ -64,19 +68,6 @@ def _of_law(config: Config, law: ScaledLaw, rng: np.random.Generator) -> dict[st
             for name, weight in weights.items()
         },
     }
-
-
-def _spread_difference(phi: np.ndarray, alpha: float, shots: int) -> np.ndarray:
-    """Covariance of the MAML minimiser minus that of ERM's, per unit of task variance: (d, d)."""
-    sums = np.asarray(gram_power_sums(phi))  # sum_i G_i^j, j = 1..6
-    step = 2 * alpha / shots
-    total = np.tensordot([1, -2 * step, step**2], sums[:3], 1)
-    squared = np.tensordot([1, -4 * step, 6 * step**2, -4 * step**3, step**4], sums[1:], 1)
-
-    def between(inverse_of: np.ndarray, middle: np.ndarray) -> np.ndarray:
-        return np.linalg.solve(inverse_of, np.linalg.solve(inverse_of, middle).T)
-
-    return between(total, squared) - between(sums[0], sums[1])
 
 
 def _samples(

@@ -41,6 +41,7 @@ from metastep.theory.features import (
 )
 from metastep.theory.finite_tasks import (
     finite_task_coefficient,
+    finite_task_scatter,
 )
 from metastep.theory.fixed_points import (
     quadratic_fixed_point,
@@ -183,6 +184,7 @@ __all__ = [
     "expected_test_loss",
     "exponential_raw_moments",
     "finite_task_coefficient",
+    "finite_task_scatter",
     "function_space_step",
     "gaussian_features",
     "gaussian_gram_moments",
