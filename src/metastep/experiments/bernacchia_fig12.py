@@ -16,7 +16,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metastep._types import Params
-from metastep.experiments.core import Claim, Experiment, Report, Verdict, floats, verdict_of
+from metastep.experiments.core import (
+    Claim,
+    Experiment,
+    Report,
+    Verdict,
+    floats,
+    standard_error,
+    verdict_of,
+)
 from metastep.experiments.networks import network_learner, train_at_rates
 from metastep.report import style
 from metastep.report.lines import Series, draw, draw_star
@@ -119,7 +127,7 @@ def plot(records: dict[str, Any]) -> Figure:
     for (name, losses), color in zip(curves(records).items(), style.PALETTE, strict=False):
         mean = losses.mean(1)
         mean = np.where(mean < 100 * np.nanmin(mean), mean, np.nan)  # what is far off ends the line
-        width = 1.96 * losses.std(1, ddof=1) / losses.shape[1] ** 0.5
+        width = 1.96 * standard_error(losses.T)
         label = _STRATEGIES[name]
         series.append(Series(label, records["rates"], mean, width, color, marker="o"))
     draw(
@@ -173,22 +181,24 @@ def _positive(name: str, losses: np.ndarray, records: dict[str, Any], source: st
         np.flatnonzero(side)[np.nanargmin(mean[side])] for side in (rates > 0, rates <= 0)
     )
     difference = losses[below] - losses[above]  # the folds are the same tasks
-    error = difference.std(ddof=1) / len(difference) ** 0.5
+    error = standard_error(difference)
     return Claim(
         f"{_STRATEGIES[name]}: the optimal rate is positive",
         source,
         "best rate above 0 against best rate not above 0, paired over folds, beyond 2 standard errors",
-        _significant(float(difference.mean()), float(error)),
+        _significant(difference),
         f"best {rates[np.nanargmin(mean)]:g} with loss {np.nanmin(mean):.4g}, of {np.isfinite(mean).sum()} "
         f"rates that did not diverge; loss at {rates[below]:g} minus loss at {rates[above]:g}: "
         f"{difference.mean():.3g} ± {error:.1g}",
     )
 
 
-def _significant(difference: float, error: float) -> Verdict:
-    if abs(difference) < 2 * error:  # this many test tasks cannot tell
+def _significant(difference: np.ndarray) -> Verdict:
+    """Whether a difference, one for each fold, is positive."""
+    mean = difference.mean()
+    if abs(mean) < 2 * standard_error(difference):  # this many test tasks cannot tell
         return "not tested"
-    return verdict_of(difference > 0)
+    return verdict_of(mean > 0)
 
 
 def _same_is_best(records: dict[str, Any]) -> Claim:
@@ -197,8 +207,8 @@ def _same_is_best(records: dict[str, Any]) -> Claim:
     row, column = np.unravel_index(np.nanargmin(mean), mean.shape)
     tied = int(np.nanargmin(np.diagonal(mean)))
     difference = folds[row, column] - folds[tied, tied]
-    error = float(difference.std(ddof=1) / len(difference) ** 0.5)
-    verdict = "holds" if row == column else _significant(float(difference.mean()), error)
+    error = standard_error(difference)
+    verdict = "holds" if row == column else _significant(difference)
     return Claim(
         "The same rate in training and testing is the best choice",
         "Zou et al. (2022), section H.5: the standard setting",
