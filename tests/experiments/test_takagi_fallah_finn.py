@@ -350,7 +350,7 @@ def test_finn_curves_of_a_dead_network_are_those_worked_out_by_hand(monkeypatch)
     def dead(learner, *_: Any):
         return jax.tree.map(jnp.zeros_like, learner.model.init(jax.random.key(0)))
 
-    monkeypatch.setattr(finn_sinusoid, "_train", dead)
+    monkeypatch.setattr(finn_sinusoid, "train", dead)
     with jax.enable_x64(False):
         records = finn_sinusoid.run(config, 0, Report())
     square = (5**3 - 0.1**3) / (3 * 4.9)  # E amplitude^2

@@ -1,7 +1,6 @@
 """Experiments on Zou et al. against arithmetic of their own: explicit features and inverses, exact fractions."""
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,6 @@ from metastep.experiments import (
     zou_fig2,
     zou_fig3,
     zou_fig10,
-    zou_prop1,
     zou_theorem2,
 )
 from metastep.models import conv4
@@ -114,28 +112,6 @@ def test_theorem_is_judged_by_signs_and_places():
     otherwise = law((1.0, 2.0), -2.0, [-0.3, 0.1], 0.9)
     found = verdicts(zou_theorem2.EXPERIMENT, {"laws": [otherwise], "random_sets": sets})
     assert found[:4] == ["does not hold", "holds", "does not hold", "does not hold"]
-
-
-def test_spread_of_the_proposition(rng):
-    low, high, alpha, shots = 0.9, 1.3, 0.04, 7
-    above = high - 4 * alpha * low**2 / shots + 4 * alpha**2 * high**3 / shots**2
-    below = low - 4 * alpha * high**2 / shots + 4 * alpha**2 * low**3 / shots**2
-    np.testing.assert_allclose(
-        zou_prop1._epsilon(alpha, (low, high), shots), above / below**2, rtol=1e-9
-    )
-
-
-def test_printed_and_corrected_bounds_differ_in_epsilon_alone():
-    config = dataclasses.replace(zou_prop1.EXPERIMENT.quick, shots=7, dim=2)
-    adapted = np.broadcast_to(np.diag([3.0, 1.0]), (5, 2, 2))
-    corrected, printed = zou_prop1._bounds(0.04, (0.9, 1.3), adapted, config)
-    spread = zou_prop1._epsilon(0.04, (0.9, 1.3), 7)
-    log_term = math.log(2 / 0.05)
-    unit = 8 / 3 * 9 / 7 / 5  # L^2 / (K N), L = sqrt(8 / 3) * 3
-    assert log_term > math.sqrt(2 * log_term)  # so the exponential term is the larger one
-    np.testing.assert_allclose(corrected, unit * spread * log_term, rtol=1e-9)
-    root = math.sqrt(2 * spread * log_term)
-    np.testing.assert_allclose(printed, unit * max(root, spread * log_term), rtol=1e-9)
 
 
 # alpha_lim and the printed lower end as fractions, from moments 1, 3, 15 of N(0, 1) and r! of Exp(1)

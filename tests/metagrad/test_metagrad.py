@@ -339,6 +339,27 @@ def test_hessian_free_guards():
         np.testing.assert_allclose(gradient.params, expected, rtol=1e-6)
 
 
+def test_the_printed_difference_moves_the_parameters_by_its_own_distance():
+    # (I - alpha H) g_o with H g_o by a central difference 1 / (6 rho alpha) ahead and behind, in plain NumPy.
+    objective = Objective(lambda params, x: params - x, lambda out, y: jnp.mean(jnp.cosh(out) * y))
+    rng, alpha, rho = np.random.default_rng(6), 0.1, 2.0
+    episode = Episode(*(Batch(rng.normal(size=(5, 3)), np.ones((5, 1))) for _ in range(2)))
+    w = rng.normal(size=3)
+
+    def slope(at, batch):
+        return np.sinh(at - batch.x).mean(axis=0) / 3
+
+    outer = slope(w - alpha * slope(w, episode.support), episode.query)
+    ahead = outer / np.linalg.norm(outer) / (6 * rho * alpha)
+    change = slope(w + ahead, episode.support) - slope(w - ahead, episode.support)
+    expected = outer - alpha * change * 6 * rho * alpha * np.linalg.norm(outer) / 2
+    for as_printed in (True, False):
+        rule = HessianFree(rho, as_printed)
+        adapter = ALGORITHMS["hfmaml"].adapter(None, 1)
+        _, gradient = run(rule, objective, adapter, scalar_rate(alpha), MetaParams(w), episode)
+        assert np.allclose(gradient.params, expected, rtol=1e-9) == as_printed
+
+
 def test_float32_stays_float32():
     # A float64 constant anywhere in the chain would promote, or raise under strict promotion.
     objective, adapter, _, meta, episode = setting("mlp")

@@ -31,6 +31,7 @@ RATES = {
     "moment bound": (lambda x: theory.rate_interval(x).moment_bound, -2),
     "upper end as printed": (lambda x: theory.rate_interval_as_printed(x).upper, -2),
     "finite_task_coefficient": (theory.finite_task_coefficient, -2),
+    "finite_task_scatter": (theory.finite_task_scatter, -2),
     "multi_step_rate": (
         lambda x: theory.multi_step_rate(theory.gram_eigenvalues(x), x.shape[1], 3),
         -2,

@@ -1,4 +1,4 @@
-"""The 1/N shift of the optimal rate, measured on the exact average risk."""
+"""The 1/N shift of the optimal rate, measured on the exact average risk, and its scatter over samples."""
 
 import numpy as np
 import oracles
@@ -30,6 +30,22 @@ def test_coefficient_predicts_the_shift(shape):
         errors.append(abs(float(predicted / shift) - 1))
     assert errors[0] < 0.1
     assert errors[1] < 0.7 * errors[0]
+
+
+def test_scatter_predicts_the_spread_of_samples():
+    """sd of alpha*(N) over samples of optima and features against the delta method: 300 samples of 64 tasks."""
+    rng = np.random.default_rng(5)
+    population = rng.uniform(-5.0, 5.0, (4096, 15, 10))
+    grams = population.transpose(0, 2, 1) @ population
+    predicted = theory.finite_task_scatter(population) / 64**0.5
+    rates = []
+    for _ in range(300):
+        chosen = grams[rng.integers(4096, size=64)]
+        a = rng.standard_normal((64, 10))
+        first = np.einsum("nde,ne->nd", chosen, a)
+        second = np.einsum("nde,ne->nd", chosen, first)
+        rates.append(15 * np.sum(first**2) / (2 * np.sum(first * second)))
+    assert np.std(rates) == pytest.approx(predicted, rel=0.15)  # 4 % standard error
 
 
 def test_fewer_examples_than_features_are_refused():

@@ -86,7 +86,15 @@ def test_concentration_bound_by_hand():
     ]:
         bound = theory.concentration_bound(0.1, 1.0, 2.0, 10, 2, dim, 3.0, 0.1, 0.5)
         np.testing.assert_allclose(bound, expected, rtol=1e-9)
-    assert theory.concentration_bound(0.2, 1.0, 2.0, 10, 2, 3) == np.inf
+    np.testing.assert_allclose(theory.concentration_spread(0.1, 1.0, 2.0, 2), spread, rtol=1e-9)
+    for dim, expected in [
+        (1, 9 / 2 * spread * log_term / 10),
+        (4000, 9 / 2 * np.sqrt(4000 * spread * log_term / 100)),
+    ]:
+        printed = theory.concentration_bound_as_printed(0.1, 1.0, 2.0, 10, 2, dim, 3.0, 0.1)
+        np.testing.assert_allclose(printed, expected, rtol=1e-9)
+    for bound in (theory.concentration_bound, theory.concentration_bound_as_printed):
+        assert bound(0.2, 1.0, 2.0, 10, 2, 3) == np.inf
 
 
 @pytest.mark.parametrize(

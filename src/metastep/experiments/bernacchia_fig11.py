@@ -5,15 +5,27 @@ Rates are in Bernacchia's convention (loss with 1/2), twice those of the rest of
 
 import dataclasses
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 from matplotlib.figure import Figure
 
 from metastep import theory
-from metastep.experiments.core import Claim, Experiment, Report, floats, verdict_of
+from metastep.experiments.core import (
+    Claim,
+    Experiment,
+    Report,
+    floats,
+    standard_error,
+    verdict_of,
+)
 from metastep.report import style
-from metastep.report.lines import Series, draw
+from metastep.report.lines import Series, draw, draw_star
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,20 +51,22 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     """Mean squared distance of the trained start from w0 for each training rate, and the test losses."""
     rng = np.random.default_rng(seed)
     grid = np.linspace(config.low, config.high, config.points)
+    over_rates = _compile_distances(config, grid)
     distances = np.zeros((config.repeats, config.points))
     for repeat in range(config.repeats):
         if repeat % 20 == 0:
             report("training sets", repeat, config.repeats)
         x = rng.standard_normal((2, config.tasks, config.train_queries, config.dim))
-        support, query = x[0, :, : config.train_shots], x[1]
-        distances[repeat] = [expected_distance(config, support, query, rate) for rate in grid]
+        distances[repeat] = over_rates(x[0, :, : config.train_shots], x[1])
     mean = distances.mean(0)
-    best_test = _best_test_rate(config, float(mean.min()))
+    least = float(mean.min())
+    test = (config.test_shots, config.dim, config.noise**2)
+    best_test = 2 * float(theory.best_test_rate(least + config.spread**2, *test))
     return {
         "rates": {
             "training_rate": floats(grid),
             "distance": floats(mean),
-            "distance_error": floats(distances.std(0, ddof=1) / math.sqrt(config.repeats)),
+            "distance_error": floats(standard_error(distances)),
             "same_rate": floats(_test_loss(config, mean, grid)),
             "fixed_test_rate": floats(_test_loss(config, mean, config.fixed_rate)),
             "best_test_rate": floats(_test_loss(config, mean, best_test)),
@@ -60,45 +74,25 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
         "best_test_rate": best_test,
         "slope_at_zero": _slope_at_zero(grid, distances),
         "estimates": _estimates(config, rng),
-        "sampled": _sampled(config, rng, float(mean.min()), best_test),
+        "sampled": _sampled(config, rng, least, best_test),
     }
 
 
-def expected_distance(config: Config, x: np.ndarray, x_query: np.ndarray, rate: float) -> float:
-    """E ||w - w0||^2 of the meta-training minimiser for given inputs, over task weights and label noise.
+def _compile_distances(config: Config, grid: np.ndarray) -> Callable[..., Array]:
+    """(support, query features) -> expected squared distance from w0 for each training rate."""
+    spread, noise = config.spread**2 / config.dim, config.noise**2
 
-    w = S^-1 sum C_i' t_i, C_i = X_t (I - step X_u' X_u), t_i = y_t - step X_t X_u' y_u, S = sum C_i' C_i.
-    """
-    step = rate / config.train_shots
-    between = x_query @ x.transpose(0, 2, 1)  # X_t X_u'
-    adapted = x_query - step * between @ x
-    transposed = adapted.transpose(0, 2, 1)
-    gram, moved = transposed @ adapted, step * transposed @ between
-    task_var = config.spread**2 / config.dim
-    covariance = np.sum(task_var * gram @ gram, axis=0)
-    covariance += config.noise**2 * np.sum(gram + moved @ moved.transpose(0, 2, 1), axis=0)
-    total = gram.sum(0)
-    return float(np.trace(np.linalg.solve(total, np.linalg.solve(total, covariance).T)))
+    def of_rate(x: Array, x_query: Array, rate: Array) -> Array:
+        return theory.minimiser_distance(x, x_query, rate / 2, spread, noise)
 
-
-def _error_factor(config: Config, rate: Any) -> Any:
-    """E ||(I - rate X'X / n) v||^2 / ||v||^2 for n rows of N(0, I): what adaptation leaves of an error."""
-    shots, dim = config.test_shots, config.dim
-    return 1 - 2 * rate + rate**2 * (shots + 1 + dim) / shots
+    return jax.jit(lambda x, x_query: jax.vmap(partial(of_rate, x, x_query))(jnp.asarray(grid)))
 
 
 def _test_loss(config: Config, distance: Any, rate: Any) -> Any:
     """Expected test loss, 1/2 mean squared error, of a start at a squared distance from w0."""
-    error = _error_factor(config, rate) * (distance + config.spread**2)
-    noise = config.noise**2 * (1 + rate**2 * config.dim / config.test_shots)
-    return (error + noise) / 2
-
-
-def _best_test_rate(config: Config, distance: float) -> float:
-    """The minimiser of the test loss over the rate of testing."""
-    signal = distance + config.spread**2
-    curvature = signal * (config.test_shots + 1 + config.dim) + config.noise**2 * config.dim
-    return signal * config.test_shots / curvature
+    from_optima = distance + config.spread**2
+    sizes = (config.test_shots, config.dim)
+    return theory.expected_test_loss(from_optima, rate / 2, *sizes, config.noise**2) / 2
 
 
 def _slope_at_zero(grid: np.ndarray, distances: np.ndarray) -> dict[str, float]:
@@ -106,7 +100,7 @@ def _slope_at_zero(grid: np.ndarray, distances: np.ndarray) -> dict[str, float]:
     step = 0.02 + 1e-9
     near = np.flatnonzero(np.abs(grid) <= step)
     change = (distances[:, near[-1]] - distances[:, near[0]]) / (grid[near[-1]] - grid[near[0]])
-    return {"mean": float(change.mean()), "error": float(change.std(ddof=1) / len(change) ** 0.5)}
+    return {"mean": float(change.mean()), "error": float(standard_error(change))}
 
 
 def _estimates(config: Config, rng: np.random.Generator) -> dict[str, float]:
@@ -154,28 +148,17 @@ def plot(records: dict[str, Any]) -> Figure:
         Series(label, rates["training_rate"], rates[column], None, color, line)
         for label, column, color, line in lines
     ]
+    split = estimates["split_train"]
     for panel, title in zip(axes, ("Bernacchia's setting", "near the minima"), strict=True):
         draw(panel, series, "training rate (loss with 1/2)", "expected test loss", title=title)
         panel.axvline(0, color=style.BLACK, linewidth=0.8)
-        panel.axvline(
-            estimates["split_train"],
-            color=style.PURPLE,
-            linestyle=":",
-            label="split estimate (H.1)",
-        )
+        panel.axvline(split, color=style.PURPLE, linestyle=":", label="split estimate (H.1)")
     least, highest = (bound(min(one.y) for one in series) for bound in (min, max))
     axes[1].set_ylim(least - 0.2 * (highest - least), least + 2.2 * (highest - least))
     axes[1].set_xlim(-0.2, 0.4)
     for one in series:
         index = int(np.argmin(one.y))
-        axes[1].plot(
-            [one.x[index]],
-            [one.y[index]],
-            "*",
-            color=one.color,
-            markersize=13,
-            markeredgecolor="black",
-        )
+        draw_star(axes[1], one.x[index], one.y[index], one.color)
     style.legend_below(figure)
     return figure
 
@@ -240,12 +223,10 @@ def _fixed_is_worse(records: dict[str, Any]) -> Claim:
 
 def _estimated(records: dict[str, Any]) -> Claim:
     rate, loss = _minimum(records, "same_rate")
-    estimates = records["estimates"]
-    rates = records["rates"]
-    at_estimate = float(
-        np.interp(estimates["split_train"], rates["training_rate"], rates["same_rate"])
+    estimates, rates = records["estimates"], records["rates"]
+    start, at_estimate = np.interp(
+        [0, estimates["split_train"]], rates["training_rate"], rates["same_rate"]
     )
-    start = float(np.interp(0, rates["training_rate"], rates["same_rate"]))
     share = (at_estimate - loss) / (start - loss)
     noisy = abs(estimates["noise_aware_train"] - rate) > abs(estimates["split_train"] - rate)
     return Claim(

@@ -5,29 +5,32 @@ One table holds it all: trained at every rate, tested at every rate, the same te
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, PRNGKeyArray
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metastep._types import Params
-from metastep.adapt import GradientAdapter
-from metastep.experiments.core import Claim, Experiment, Report, Verdict, floats, verdict_of
-from metastep.metagrad import Exact
-from metastep.models import Objective, mlp
-from metastep.rates import FixedRate
+from metastep.experiments.core import (
+    Claim,
+    Experiment,
+    Report,
+    Verdict,
+    floats,
+    standard_error,
+    verdict_of,
+)
+from metastep.experiments.networks import network_learner, train_at_rates
 from metastep.report import style
-from metastep.report.lines import Series, draw
+from metastep.report.lines import Series, draw, draw_star
 from metastep.tasks import Quadratic, batch_of_episodes
-from metastep.train import Learner, TrainState, initial_state
+from metastep.train import Learner, initial_state
 from metastep.train.state import HEALTHY
-from metastep.train.step import meta_step
 
 _STRATEGIES = {
     "tied": "same rate, training and testing",
@@ -58,13 +61,14 @@ class Config:
 def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     """Mean test loss of every fold for each training rate and test rate; NaN where a training diverged."""
     learner = _learner(config)
-    train, test = _compile_train(learner, config), _compile_test(learner, config)
+    train = jax.jit(partial(train_at_rates, learner, Quadratic(), iterations=config.iterations))
+    test = _compile_test(learner, config)
     rates = jnp.asarray(config.rates)
     tables, stopped = [], np.zeros(len(rates), int)
     for one in range(config.seeds):
         report("training at every rate", one, config.seeds)
         start_key, train_key, test_key = jax.random.split(jax.random.key(seed + one), 3)
-        states = train(initial_state(learner, start_key), rates, train_key)
+        states = train(start=initial_state(learner, start_key), alphas=rates, key=train_key)
         failed = np.asarray(states.failure) != HEALTHY
         stopped += failed
         table = np.asarray(test(states.meta.params, rates, test_key))
@@ -79,35 +83,14 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
 
 
 def _learner(config: Config) -> Learner:
-    model = mlp((1,), 1, (config.hidden,))
-    return Learner(
-        model,
-        Objective.of(model.apply, "regression"),
-        GradientAdapter(config.inner_steps),
-        Exact(),
-        FixedRate(0.0),
-        optax.adam(config.meta_lr),
+    """A training that its rate breaks must not go on at another: the rate is what is studied."""
+    return network_learner(
+        (config.hidden,),
         config.tasks_per_step,
-        back_offs=0,  # the rate is what is studied: a training that it breaks must not go on at another
+        steps=config.inner_steps,
+        meta_lr=config.meta_lr,
+        back_offs=0,
     )
-
-
-def _compile_train(learner: Learner, config: Config) -> Callable[..., TrainState]:
-    """(start, rates, key) -> the trained state of each rate, all from one start and on the same tasks."""
-
-    @jax.jit
-    def train(start: TrainState, rates: Array, key: PRNGKeyArray) -> TrainState:
-        def with_rate(rate: Array) -> TrainState:
-            return eqx.tree_at(lambda s: s.rate_state, start, rate.astype(start.rate_state.dtype))
-
-        def step(count: Array, states: TrainState) -> TrainState:
-            step_key = jax.random.fold_in(key, count)
-            episodes = batch_of_episodes(Quadratic(), step_key, config.tasks_per_step)
-            return jax.vmap(lambda state: meta_step(learner, state, episodes))(states)
-
-        return jax.lax.fori_loop(0, config.iterations, step, jax.vmap(with_rate)(rates))
-
-    return train
 
 
 def _compile_test(learner: Learner, config: Config) -> Callable[..., Array]:
@@ -144,7 +127,7 @@ def plot(records: dict[str, Any]) -> Figure:
     for (name, losses), color in zip(curves(records).items(), style.PALETTE, strict=False):
         mean = losses.mean(1)
         mean = np.where(mean < 100 * np.nanmin(mean), mean, np.nan)  # what is far off ends the line
-        width = 1.96 * losses.std(1, ddof=1) / losses.shape[1] ** 0.5
+        width = 1.96 * standard_error(losses.T)
         label = _STRATEGIES[name]
         series.append(Series(label, records["rates"], mean, width, color, marker="o"))
     draw(
@@ -173,7 +156,7 @@ def _draw_table(figure: Figure, axes: Axes, records: dict[str, Any]) -> None:
     axes.set_xticks(ticks, labels, rotation=45)
     axes.set_yticks(ticks, labels)
     row, column = np.unravel_index(np.nanargmin(losses), losses.shape)
-    axes.plot(column, row, "*", color=style.ORANGE, markeredgecolor="black", markersize=14)
+    draw_star(axes, float(column), float(row))
     axes.grid(visible=False)
     axes.set(xlabel="test rate", ylabel="training rate", title="star: least loss; ×: diverged")
     figure.colorbar(image, ax=axes, label="log10 test loss")
@@ -198,22 +181,24 @@ def _positive(name: str, losses: np.ndarray, records: dict[str, Any], source: st
         np.flatnonzero(side)[np.nanargmin(mean[side])] for side in (rates > 0, rates <= 0)
     )
     difference = losses[below] - losses[above]  # the folds are the same tasks
-    error = difference.std(ddof=1) / len(difference) ** 0.5
+    error = standard_error(difference)
     return Claim(
         f"{_STRATEGIES[name]}: the optimal rate is positive",
         source,
         "best rate above 0 against best rate not above 0, paired over folds, beyond 2 standard errors",
-        _significant(float(difference.mean()), float(error)),
+        _significant(difference),
         f"best {rates[np.nanargmin(mean)]:g} with loss {np.nanmin(mean):.4g}, of {np.isfinite(mean).sum()} "
         f"rates that did not diverge; loss at {rates[below]:g} minus loss at {rates[above]:g}: "
         f"{difference.mean():.3g} ± {error:.1g}",
     )
 
 
-def _significant(difference: float, error: float) -> Verdict:
-    if abs(difference) < 2 * error:  # this many test tasks cannot tell
+def _significant(difference: np.ndarray) -> Verdict:
+    """Whether a difference, one for each fold, is positive."""
+    mean = difference.mean()
+    if abs(mean) < 2 * standard_error(difference):  # this many test tasks cannot tell
         return "not tested"
-    return verdict_of(difference > 0)
+    return verdict_of(mean > 0)
 
 
 def _same_is_best(records: dict[str, Any]) -> Claim:
@@ -222,8 +207,8 @@ def _same_is_best(records: dict[str, Any]) -> Claim:
     row, column = np.unravel_index(np.nanargmin(mean), mean.shape)
     tied = int(np.nanargmin(np.diagonal(mean)))
     difference = folds[row, column] - folds[tied, tied]
-    error = float(difference.std(ddof=1) / len(difference) ** 0.5)
-    verdict = "holds" if row == column else _significant(float(difference.mean()), error)
+    error = standard_error(difference)
+    verdict = "holds" if row == column else _significant(difference)
     return Claim(
         "The same rate in training and testing is the best choice",
         "Zou et al. (2022), section H.5: the standard setting",

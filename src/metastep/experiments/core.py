@@ -118,6 +118,18 @@ def log_slope(x: Sequence[float], y: Sequence[float]) -> float:
     return float(np.polyfit(np.log(np.asarray(x)), np.log(np.asarray(y)), 1)[0])
 
 
+def from_to(values: Iterable[float], form: str = ".3g") -> str:
+    """Smallest and largest as evidence shows them."""
+    found = list(values)
+    return f"{min(found):{form}} to {max(found):{form}}"
+
+
+def standard_error(values: Any) -> np.ndarray:
+    """Of the mean over the first axis, of independent repeats."""
+    repeats = np.asarray(values, float)
+    return repeats.std(0, ddof=1) / len(repeats) ** 0.5
+
+
 def floats(values: Any) -> list:
     """An array as (nested) lists of Python floats."""
     return np.asarray(values, float).tolist()

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,35 +13,36 @@ from jaxtyping import Array
 from matplotlib.figure import Figure
 
 from metastep import theory
-from metastep._types import Batch, Episode, MetaParams
+from metastep._types import Episode, MetaParams
 from metastep.adapt import GradientAdapter
 from metastep.experiments.core import (
     Claim,
     Experiment,
     Report,
+    from_to,
     log_slope,
     verdict_of,
     verdict_of_cases,
 )
 from metastep.experiments.logcosh import (
     OBJECTIVE,
-    Constants,
-    constants,
+    Problem,
     draw_indices,
-    draw_tasks,
-    gradient_norm,
+    draw_problem,
     take_batches,
+    task_gradient_norms,
     task_loss,
 )
-from metastep.metagrad import Exact, FirstOrder, HessianFree
-from metastep.metagrad.through import hessian_product
+from metastep.metagrad import AbstractMetaGradient, Exact, FirstOrder, HessianFree
 from metastep.report import style
 from metastep.report.lines import Series, draw
+from metastep.theory.smoothness import Algorithm
 
 Direction = Callable[[Array, Episode], Array]
+Sizes = tuple[int, int, int]  # B, D_in, D_o
 
 # (name in records, algorithm of the theory, label, colour)
-_ALGORITHMS = (
+_ALGORITHMS: tuple[tuple[str, Algorithm, str, str], ...] = (
     ("maml", "maml", "MAML", style.BLUE),
     ("fomaml", "fomaml", "FO-MAML", style.VERMILLION),
     ("hfmaml_rule", "hfmaml", "HF-MAML, δ as printed", style.ORANGE),
@@ -59,76 +61,62 @@ class Config:
     dim: int = 2
     alphas: int = 5
     rest_steps: int = 300
-    sizes: tuple[tuple[int, int, int], ...] = ((20, 10, 10), (40, 20, 20))
+    sizes: tuple[Sizes, ...] = ((20, 10, 10), (40, 20, 20))
     steps: int = 500
     floor_steps: int = 300
     repeats: int = 8
     start: float = 3.0
 
 
-def _directions(alpha: float | Array, hessian_lipschitz: float) -> dict[str, Direction]:
-    """(w, episode) -> meta-gradient of one task, for each algorithm."""
-    adapter = GradientAdapter(steps=1)
-
-    def of_rule(rule: Any) -> Direction:
-        def direction(params: Array, episode: Episode) -> Array:
-            return rule(OBJECTIVE, adapter, lambda _: alpha, MetaParams(params), episode)[1].params
-
-        return direction
-
-    first_order = of_rule(FirstOrder())
-
-    def printed(params: Array, episode: Episode) -> Array:
-        outer = first_order(params, episode)
-        delta = theory.hessian_free_delta(
-            jnp.linalg.norm(outer), alpha=alpha, hessian_lipschitz=hessian_lipschitz
-        )
-        sample = episode.support if episode.curvature is None else episode.curvature
-        return outer - alpha * hessian_product(OBJECTIVE, params, sample, outer, delta)
-
-    return {
-        "maml": of_rule(Exact()),
-        "fomaml": first_order,
-        "hfmaml_rule": printed,
-        "hfmaml": of_rule(HessianFree(hessian_lipschitz)),
+def _directions(problem: Problem) -> dict[str, Direction]:
+    """(w, episodes) -> meta-gradient, the mean over tasks, for each algorithm."""
+    rho = problem.constants.hessian_lipschitz
+    rules = {
+        "maml": Exact(),
+        "fomaml": FirstOrder(),
+        "hfmaml_rule": HessianFree(rho, as_printed=True),
+        "hfmaml": HessianFree(rho),
     }
 
+    def direction(rule: AbstractMetaGradient, params: Array, episodes: Episode) -> Array:
+        def of_task(episode: Episode) -> Array:
+            alpha = jnp.asarray(problem.alpha)
+            task = rule(OBJECTIVE, GradientAdapter(1), lambda _: alpha, MetaParams(params), episode)
+            return task[1].params
 
-def _rest(tasks: Batch, alpha: Array, known: Constants, steps: int) -> dict[str, Array]:
+        return jnp.mean(jax.vmap(of_task)(episodes), axis=0)
+
+    return {name: partial(direction, rule) for name, rule in rules.items()}
+
+
+def _rest(problem: Problem, steps: int) -> dict[str, Array]:
     """Where each algorithm comes to rest without sampling noise, (dim,)."""
-    episodes = Episode(tasks, tasks)
-    places = {}
-    for name, direction in _directions(alpha, known.hessian_lipschitz).items():
+    episodes = Episode(problem.tasks, problem.tasks)
 
-        def step(_: int, w: Array, direction: Direction = direction) -> Array:
-            mean = jnp.mean(jax.vmap(direction, (None, 0))(w, episodes), axis=0)
-            return w - mean / known.smoothness
+    def rest(direction: Direction) -> Array:
+        def step(_: int, w: Array) -> Array:
+            return w - direction(w, episodes) / problem.constants.smoothness
 
-        places[name] = jax.lax.fori_loop(0, steps, step, jnp.zeros(tasks.x.shape[-1]))
-    return places
+        return jax.lax.fori_loop(0, steps, step, jnp.zeros(problem.tasks.x.shape[-1]))
+
+    return {name: rest(direction) for name, direction in _directions(problem).items()}
 
 
-def _sampled_run(tasks: Batch, known: Constants, alpha: float, sizes: tuple[int, int, int]):
-    """(params, indices) -> params, |grad F(w_k)|: each algorithm with its own step-size rule, all on
-    the same batches; params and indices have the repeats in front."""
-    _, support, query = sizes
+def _sampled_run(problem: Problem, sizes: Sizes) -> Callable[..., dict[str, np.ndarray]]:
+    """(starts, steps, repeats, generator) -> mean |grad F(w_k)| over repeats, of each algorithm by its own
+    step-size rule, all on the same batches."""
+    num_tasks, support, query = sizes
     parts = (support, query, support, support)  # D_in, D_o, D_h and the batch of the step size
-    directions = _directions(alpha, known.hessian_lipschitz)
-    step_size = known.within(theory.meta_step_size, alpha)
-
-    def move(w: Array, name: str, algorithm: Any, episodes: Episode, measured: Batch) -> Array:
-        gradients = jax.vmap(jax.grad(task_loss), (None, 0))(w, measured)
-        beta = step_size(algorithm, jnp.linalg.norm(gradients, axis=-1))
-        return w - beta * jnp.mean(jax.vmap(directions[name], (None, 0))(w, episodes), axis=0)
+    directions, step_size = _directions(problem), problem.known(theory.meta_step_size)
 
     def step(params: dict[str, Array], index: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-        *episode, measured = take_batches(tasks, index, parts)
-        norms = {name: gradient_norm(w, tasks, alpha) for name, w in params.items()}
-        moved = {
-            name: move(params[name], name, algorithm, Episode(*episode), measured)
-            for name, algorithm, _, _ in _ALGORITHMS
-        }
-        return moved, norms
+        *parts_of_episode, measured = take_batches(problem.tasks, index, parts)
+        moved = {}
+        for name, algorithm, _, _ in _ALGORITHMS:
+            beta = step_size(algorithm, task_gradient_norms(params[name], measured))
+            direction = directions[name](params[name], Episode(*parts_of_episode))
+            moved[name] = params[name] - beta * direction
+        return moved, jax.tree.map(problem.gradient_norm, params)
 
     run_chunk = jax.jit(jax.vmap(lambda params, index: jax.lax.scan(step, params, index)))
 
@@ -136,86 +124,82 @@ def _sampled_run(tasks: Batch, known: Constants, alpha: float, sizes: tuple[int,
         starts: dict[str, Array], steps: int, repeats: int, generator: np.random.Generator
     ) -> dict[str, np.ndarray]:
         params = {name: jnp.tile(start, (repeats, 1)) for name, start in starts.items()}
-        means: dict[str, list[np.ndarray]] = {name: [] for name in params}
-        shape = (repeats, _CHUNK, sizes[0])
+        chunks = []
         for _ in range(math.ceil(steps / _CHUNK)):
-            index = draw_indices(generator, tasks, shape, sum(parts))
+            shape = (repeats, _CHUNK, num_tasks)
+            index = draw_indices(generator, problem.tasks, shape, sum(parts))
             params, norms = run_chunk(params, index)
-            for name, values in norms.items():
-                means[name].append(np.mean(values, axis=0))
-        return {name: np.concatenate(values) for name, values in means.items()}
+            chunks.append({name: np.mean(values, axis=0) for name, values in norms.items()})
+        return {name: np.concatenate([one[name] for one in chunks]) for name in starts}
 
     return run_from
 
 
 def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     """Noise-free resting points over alpha; runs with sampled batches, from afar and from rest."""
-    tasks = draw_tasks(
-        jax.random.key(seed), tasks=config.tasks, points=config.points, dim=config.dim
-    )
-    known, generator = constants(tasks), np.random.default_rng(seed)
-    largest = 1 / (10 * known.smoothness)  # allowed by all three theorems
-    alphas = np.geomspace(largest / 16, largest, config.alphas)
+    problem = draw_problem(config, seed, 1 / 10)  # the largest alpha that all three theorems allow
+    alphas = np.geomspace(problem.alpha / 16, problem.alpha, config.alphas)
+    generator = np.random.default_rng(seed)
+
+    def at_rest(alpha: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+        there = dataclasses.replace(problem, alpha=alpha)
+        places = _rest(there, config.rest_steps)
+        return places, jax.tree.map(there.gradient_norm, places)
+
     report("noise-free resting points", 0, len(config.sizes) + 1)
-    rest = jax.jit(jax.vmap(lambda a: _rest(tasks, a, known, config.rest_steps)))(alphas)
-    norm = jax.jit(jax.vmap(lambda w, a: gradient_norm(w, tasks, a)))
-    start = jnp.full(config.dim, config.start)
+    places, rest = jax.jit(jax.vmap(at_rest))(alphas)
+    settled = {name: found[-1] for name, found in places.items()}
     floors, paths = [], {}
     for index, sizes in enumerate(config.sizes):
         report(f"B, D_in, D_o = {sizes}", index + 1, len(config.sizes) + 1)
-        run_from = _sampled_run(tasks, known, largest, sizes)
+        run_from = _sampled_run(problem, sizes)
         if not paths:
-            starts = dict.fromkeys(rest, start)
+            starts = dict.fromkeys(rest, jnp.full(config.dim, config.start))
             paths = run_from(starts, config.steps, config.repeats, generator)
-        settled = {name: places[-1] for name, places in rest.items()}
         means = run_from(settled, config.floor_steps, config.repeats, generator)
-        floors.append(_floors(means, sizes, known, largest))
+        floors.append(_floors(problem, means, sizes))
     every = max(1, config.steps // 200)
     return {
-        "constants": known.record(),
+        "constants": problem.constants.record(),
         "alphas": alphas.tolist(),
-        "rest": {name: norm(places, alphas).tolist() for name, places in rest.items()},
+        "rest": {name: norms.tolist() for name, norms in rest.items()},
         "floors": floors,
         "path_steps": list(range(0, len(paths["maml"]), every)),
         "paths": {name: path[::every].tolist() for name, path in paths.items()},
-        "iterations": _iterations(tasks, paths["maml"], known, largest, config),
+        "iterations": _iterations(problem, paths["maml"], config),
     }
 
 
-def _floors(
-    means: dict, sizes: tuple[int, int, int], known: Constants, alpha: float
-) -> dict[str, Any]:
+def _floors(problem: Problem, means: dict[str, np.ndarray], sizes: Sizes) -> dict[str, Any]:
     """Mean |grad F| over the last quarter of the runs, beside what the theorems promise."""
     tail = len(means["maml"]) // 4
     measured = {name: float(np.mean(path[-tail:])) for name, path in means.items()}
-    floor = known.within(theory.error_floor, alpha)
-    predicted = {
-        name: float(floor(algorithm, **_batches(sizes))) for name, algorithm, _, _ in _ALGORITHMS
-    }
+    floor = partial(problem.known(theory.error_floor), **_batches(sizes))
+    predicted = {name: float(floor(algorithm)) for name, algorithm, _, _ in _ALGORITHMS}
     return {"sizes": list(sizes), "measured": measured, "predicted": predicted}
 
 
-def _batches(sizes: tuple[int, int, int]) -> dict[str, float]:
+def _batches(sizes: Sizes) -> dict[str, float]:
     """B, D_in and D_o as the theory names them."""
     names = ("num_tasks", "support_size", "query_size")
     return {name: float(size) for name, size in zip(names, sizes, strict=True)}
 
 
 def _iterations(
-    tasks: Batch, path: np.ndarray, known: Constants, alpha: float, config: Config
+    problem: Problem, path: np.ndarray, config: Config
 ) -> list[dict[str, float | None]]:
     """Meta-steps after which MAML first has E|grad F| <= epsilon, beside the bound; the bound's Delta
     is F(w_0), as F >= 0."""
-    start = jnp.full(tasks.x.shape[-1], config.start)
-    gap = float(theory.meta_objective(task_loss, start, tasks, alpha))
-    promised = known.within(theory.iteration_bound, alpha)
+    start = jnp.full(config.dim, config.start)
+    gap = float(theory.meta_objective(task_loss, start, problem.tasks, problem.alpha))
+    promised = partial(problem.known(theory.iteration_bound), "maml", initial_gap=gap)
     rows = []
     for halvings in range(1, 6):
         epsilon = float(path[0]) / 2**halvings
-        bound = promised("maml", epsilon=epsilon, initial_gap=gap, **_batches(config.sizes[0]))
+        bound = float(promised(epsilon=epsilon, **_batches(config.sizes[0])))
         below = np.flatnonzero(path <= epsilon)
         reached = float(below[0]) if below.size else None
-        rows.append({"epsilon": epsilon, "reached": reached, "bound": float(bound)})
+        rows.append({"epsilon": epsilon, "reached": reached, "bound": bound})
     return rows
 
 
@@ -308,7 +292,7 @@ def _floors_are_bounds(records: dict[str, Any]) -> Claim:
         "Fallah et al., the three theorems",
         "mean ‖∇F‖ over the last quarter of runs with the printed step size; holds if below every floor",
         verdict_of(min(ratios) >= 1),
-        f"the floors are {min(ratios):.0f} to {max(ratios):.0f} times what was measured",
+        f"the floors are {from_to(ratios, '.0f')} times what was measured",
     )
 
 
@@ -348,11 +332,9 @@ def _iteration_counts(records: dict[str, Any]) -> Claim:
         return Claim(
             text, source, test, "not tested", "no ε was reached in the steps of this scale"
         )
-    evidence = f"{len(rows)} of {len(records['iterations'])} ε reached; bound / measured from "
-    return Claim(
-        text, source, test, verdict_of(min(ratios) >= 1),
-        f"{evidence}{min(ratios):.3g} to {max(ratios):.3g}",
-    )  # fmt: skip
+    reached = f"{len(rows)} of {len(records['iterations'])} ε reached"
+    evidence = f"{reached}; bound / measured from {from_to(ratios)}"
+    return Claim(text, source, test, verdict_of(min(ratios) >= 1), evidence)
 
 
 EXPERIMENT = Experiment(

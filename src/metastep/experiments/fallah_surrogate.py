@@ -11,13 +11,21 @@ from matplotlib.figure import Figure
 
 from metastep import theory
 from metastep._types import Batch
-from metastep.experiments.core import Claim, Experiment, Report, log_slope, verdict_of
+from metastep.experiments.core import (
+    Claim,
+    Experiment,
+    Report,
+    floats,
+    from_to,
+    log_slope,
+    verdict_of,
+)
 from metastep.experiments.logcosh import (
-    Constants,
-    constants,
+    Problem,
     draw_indices,
-    draw_tasks,
+    draw_problem,
     take_batches,
+    task_gradient_norms,
     task_loss,
 )
 from metastep.report import style
@@ -44,23 +52,19 @@ class Config:
 
 def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     """The gap between the gradients of F-hat and F; the smoothness lemma; a descent by the rule."""
-    tasks = draw_tasks(
-        jax.random.key(seed), tasks=config.tasks, points=config.points, dim=config.dim
-    )
-    known, generator = constants(tasks), np.random.default_rng(seed)
-    alpha = 1 / (6 * known.smoothness)  # the largest the theorem for MAML allows
-    report("F-hat against F", 0, 3)
-    gaps = _gaps(tasks, known, alpha, generator, config)
-    report("smoothness lemma", 1, 3)
-    lemma = _lemma_ratios(tasks, known, alpha, generator, config)
-    report("step-size rule", 2, 3)
-    return {
-        "constants": known.record(),
-        "alpha": alpha,
-        "gaps": gaps,
-        "lemma": lemma,
-        "descent": _descent(tasks, known, alpha, generator, config),
-    }
+    problem = draw_problem(
+        config, seed, 1 / 6
+    )  # the largest alpha that the theorem for MAML allows
+    generator = np.random.default_rng(seed)
+    parts = {}
+    for name, text, part in (
+        ("gaps", "F-hat against F", _gaps),
+        ("lemma", "smoothness lemma", _lemma_ratios),
+        ("descent", "step-size rule", _descent),
+    ):
+        report(text, len(parts), 3)
+        parts[name] = part(problem, generator, config)
+    return {"constants": problem.constants.record(), "alpha": problem.alpha, **parts}
 
 
 def _weighted_loss(params: Array, data: tuple[Batch, Array]) -> Array:
@@ -70,20 +74,20 @@ def _weighted_loss(params: Array, data: tuple[Batch, Array]) -> Array:
 
 
 def _gaps(
-    tasks: Batch, known: Constants, alpha: float, generator: np.random.Generator, config: Config
+    problem: Problem, generator: np.random.Generator, config: Config
 ) -> list[dict[str, float]]:
     """|grad F-hat - grad F| for each batch size D, the largest over a few places, beside the bound.
 
     grad F-hat is a mean over draws of D. Its first-order part in the counts has mean zero and is taken off
     each draw, as its scatter would hide the gap.
     """
-    count = tasks.x.shape[1]
-    uniform = jnp.full((config.tasks, count), 1 / count)
-    whole = (tasks, uniform)
+    even = np.full(config.points, 1 / config.points)
+    uniform = jnp.tile(even, (config.tasks, 1))
+    whole = (problem.tasks, uniform)
 
     def gradient(w: Array, weights: Float[Array, "tasks points"]) -> Array:
-        supports = jax.tree.map(lambda a: a[:, None], (tasks, weights))
-        return theory.sampled_meta_gradient(_weighted_loss, w, whole, supports, alpha)
+        supports = jax.tree.map(lambda a: a[:, None], (problem.tasks, weights))
+        return theory.sampled_meta_gradient(_weighted_loss, w, whole, supports, problem.alpha)
 
     def second_order(w: Array, weights: Float[Array, "tasks points"]) -> Array:
         exact, linear = jax.jvp(lambda p: gradient(w, p), (uniform,), (weights - uniform,))
@@ -93,96 +97,87 @@ def _gaps(
         return jax.lax.map(lambda weights: second_order(w, weights), draws, batch_size=_TOGETHER)
 
     over_draws = jax.jit(jax.vmap(at_place, (0, None)))
-    places = jnp.asarray(2 * generator.standard_normal((config.places, config.dim)))
+    places = 2 * generator.standard_normal((config.places, config.dim))
     rows = []
     for size in config.supports:
-        shape = (config.draws, config.tasks)
-        weights = generator.multinomial(size, np.full(count, 1 / count), size=shape) / size
+        weights = generator.multinomial(size, even, size=(config.draws, config.tasks)) / size
         terms = np.asarray(over_draws(places, weights))  # (places, draws, dim)
         gap = np.linalg.norm(terms.mean(axis=1), axis=-1)
         error = np.sqrt(terms.var(axis=1).sum(axis=-1) / config.draws)
-        bound = known.within(theory.sampling_gap_bound, alpha)(support_size=float(size))
+        bound = problem.known(theory.sampling_gap_bound)(support_size=float(size))
         worst = int(np.argmax(gap))
         rows.append({
             "support": size, "gap": float(gap[worst]), "error": float(error[worst]),
-                "place": places[worst].tolist(),
-            "bound": float(bound),
+            "place": places[worst].tolist(), "bound": float(bound),
         })  # fmt: skip
     return rows
 
 
-def _exact_gradient(tasks: Batch, alpha: float):
-    return lambda w: theory.meta_gradient(task_loss, w, tasks, alpha)
-
-
-def _local_smoothness(w: Array, tasks: Batch, known: Constants, alpha: float) -> Array:
-    """L(w), from the exact gradients of all these tasks; on batches of a few of them L̃(w)."""
-    norms = jnp.linalg.norm(jax.vmap(jax.grad(task_loss), (None, 0))(w, tasks), axis=-1)
-    return known.within(theory.meta_smoothness, alpha)(norms)
+def _local_smoothness(problem: Problem, w: Array, tasks: Batch) -> Array:
+    """L(w), from the exact gradients of all tasks; on batches of a few of them L̃(w)."""
+    return problem.known(theory.meta_smoothness)(task_gradient_norms(w, tasks))
 
 
 def _lemma_ratios(
-    tasks: Batch, known: Constants, alpha: float, generator: np.random.Generator, config: Config
+    problem: Problem, generator: np.random.Generator, config: Config
 ) -> dict[str, float]:
     """|grad F(w) - grad F(u)| / (min(L(w), L(u)) |w - u|) over random pairs near and far."""
-    gradient = _exact_gradient(tasks, alpha)
-    w = jnp.asarray(3 * generator.standard_normal((config.pairs, config.dim)))
+    w = 3 * generator.standard_normal((config.pairs, config.dim))
     lengths = np.geomspace(1e-3, 3, config.pairs)[:, None]
-    u = w + jnp.asarray(lengths * generator.standard_normal((config.pairs, config.dim)))
+    u = w + lengths * generator.standard_normal((config.pairs, config.dim))
 
     def ratio(w: Array, u: Array) -> Array:
-        local = jnp.minimum(
-            _local_smoothness(w, tasks, known, alpha), _local_smoothness(u, tasks, known, alpha)
-        )
-        return jnp.linalg.norm(gradient(w) - gradient(u)) / (local * jnp.linalg.norm(w - u))
+        local = jnp.minimum(*(_local_smoothness(problem, one, problem.tasks) for one in (w, u)))
+        change = jnp.linalg.norm(problem.gradient(w) - problem.gradient(u))
+        return change / (local * jnp.linalg.norm(w - u))
 
     ratios = np.asarray(jax.jit(jax.vmap(ratio))(w, u))
     return {"largest": float(ratios.max()), "median": float(np.median(ratios))}
 
 
-def _descent(
-    tasks: Batch, known: Constants, alpha: float, generator: np.random.Generator, config: Config
-) -> dict[str, Any]:
+def _descent(problem: Problem, generator: np.random.Generator, config: Config) -> dict[str, Any]:
     """Gradient descent on F by the rule with estimated L~, beside what the true curvature would allow.
 
     The estimate takes the smallest batches that the lemma allows.
     """
-    sizes = known.within(theory.batch_size_conditions, alpha)("maml")
+    sizes = problem.known(theory.batch_size_conditions)("maml")
     step_tasks, step_size = int(sizes.step_tasks), int(sizes.step_size)
-    gradient = _exact_gradient(tasks, alpha)
+
+    def sharpness(w: Array) -> Array:
+        return jnp.linalg.eigvalsh(jax.jacfwd(problem.gradient)(w))[-1]
 
     def step(w: Array, index: Array) -> tuple[Array, dict[str, Array]]:
         """`index` : (samples, B', 1 + D_beta); the first sample takes the step, all of them test the lemma."""
 
         def estimate(one: Array) -> Array:
-            (batch,) = take_batches(tasks, one, (step_size,))
-            return _local_smoothness(w, batch, known, alpha)
+            (batch,) = take_batches(problem.tasks, one, (step_size,))
+            return _local_smoothness(problem, w, batch)
 
         estimates = jax.vmap(estimate)(index)
-        local = _local_smoothness(w, tasks, known, alpha)
+        local = _local_smoothness(problem, w, problem.tasks)
         seen = {
-            "norm": jnp.linalg.norm(gradient(w)),
+            "norm": problem.gradient_norm(w),
             "beta": 1 / (_DIVISOR * estimates[0]),
-            "sharpness": jnp.linalg.eigvalsh(jax.jacfwd(gradient)(w))[-1],
+            "sharpness": sharpness(w),
             "local": local,
             "first_moment": jnp.mean(local / estimates),
             "second_moment": jnp.mean((local / estimates) ** 2),
         }
-        return w - seen["beta"] * gradient(w), seen
+        return w - seen["beta"] * problem.gradient(w), seen
 
     def by_sharpness(w: Array, _: None) -> tuple[Array, Array]:
         """Steps of 1 / lambda_max, bounded where F is flat."""
-        sharpness = jnp.linalg.eigvalsh(jax.jacfwd(gradient)(w))[-1]
-        beta = 1 / jnp.maximum(sharpness, known.smoothness / 10)
-        return w - beta * gradient(w), jnp.linalg.norm(gradient(w))
+        beta = 1 / jnp.maximum(sharpness(w), problem.constants.smoothness / 10)
+        return w - beta * problem.gradient(w), problem.gradient_norm(w)
 
     start = jnp.full(config.dim, 3.0)
-    index = draw_indices(generator, tasks, (config.steps, config.samples, step_tasks), step_size)
+    shape = (config.steps, config.samples, step_tasks)
+    index = draw_indices(generator, problem.tasks, shape, step_size)
     _, seen = jax.jit(lambda w, i: jax.lax.scan(step, w, i))(start, index)
     _, quick = jax.jit(lambda w: jax.lax.scan(by_sharpness, w, None, length=config.steps))(start)
-    record = {name: np.asarray(values).tolist() for name, values in seen.items()}
-    return record | {
-        "fast_norm": np.asarray(quick).tolist(),
+    return {
+        **{name: floats(values) for name, values in seen.items()},
+        "fast_norm": floats(quick),
         "step_tasks": step_tasks,
         "step_size": step_size,
     }
@@ -234,7 +229,7 @@ def _gap_claims(rows: list[dict[str, float]]) -> list[Claim]:
         source,
         "largest measured gap over a few w for each D; holds if below the bound for all",
         verdict_of(min(ratios) >= 1),
-        f"the bound is {min(ratios):.0f} to {max(ratios):.0f} times the gap over D = "
+        f"the bound is {from_to(ratios, '.0f')} times the gap over D = "
         f"{rows[0]['support']} to {rows[-1]['support']}",
     )
     text = "The rate of that bound, 1 / √D, is the rate of the gap itself"
@@ -242,11 +237,12 @@ def _gap_claims(rows: list[dict[str, float]]) -> list[Claim]:
     if len(known) < 3:
         return [bound, Claim(text, source, test, "not tested", "too few draws to see the gap")]
     slope = log_slope(sizes, gaps)
+    met = -0.6 < slope < -0.4
     evidence = (
         f"slope {slope:.2f} over D = {sizes[0]} to {sizes[-1]}: the leading term of the bound is "
+        + ("met" if met else "not met, the gap is of second order in the noise")
     )
-    tightness = "met" if -0.6 < slope < -0.4 else "not met, the gap is of second order in the noise"
-    return [bound, Claim(text, source, test, verdict_of(-0.6 < slope < -0.4), evidence + tightness)]
+    return [bound, Claim(text, source, test, verdict_of(met), evidence)]
 
 
 def _lemma_claim(records: dict[str, Any]) -> Claim:
@@ -281,7 +277,7 @@ def _rule_claims(records: dict[str, Any]) -> list[Claim]:
         "Fallah et al., theorem for MAML",
         "descent on F with exact gradients and estimated L̃; holds if ‖∇F‖ falls at every step to a tenth",
         verdict_of(monotone and norms[-1] < 0.1 * norms[0]),
-        f"‖∇F‖ {norms[0]:.3g} to {norms[-1]:.3g}; the rule is {min(room):.0f} to {max(room):.0f} times below "
+        f"‖∇F‖ {norms[0]:.3g} to {norms[-1]:.3g}; the rule is {from_to(room, '.0f')} times below "
         f"the edge of stability, and takes {slow_steps} steps where 1 / λ_max takes {fast_steps}",
     )
     return [moments, works]

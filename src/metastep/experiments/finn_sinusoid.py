@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -14,19 +14,14 @@ from jaxtyping import Array, PRNGKeyArray
 from matplotlib.figure import Figure
 
 from metastep._records import Estimate
-from metastep._types import Batch, Episode, Kind, Params
-from metastep.adapt import GradientAdapter
+from metastep._types import Batch, Episode, Kind
 from metastep.experiments.core import Claim, Experiment, Report, verdict_of
-from metastep.metagrad import algorithm
-from metastep.models import Objective, mlp
-from metastep.rates import FixedRate, make_optimizer
+from metastep.experiments.networks import network_learner, train
 from metastep.report import style
 from metastep.report.lines import Series, draw
 from metastep.tasks import AbstractTaskFamily, Sinusoid
-from metastep.train import Learner, advance, initial_state
+from metastep.train import Learner
 from metastep.train.evaluate import compile_judge
-
-_DISPATCHES = 20  # of a training, for the progress bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,55 +72,32 @@ class KnownSinusoid(AbstractTaskFamily):
 
 
 def _learner(config: Config, name: str, inputs: int = 1) -> Learner:
-    model = mlp((inputs,), 1)
-    return Learner(
-        model=model,
-        objective=Objective.of(model.apply, "regression"),
-        adapter=GradientAdapter(1),
-        meta_gradient=algorithm(name).meta_gradient(),
-        rate=FixedRate(config.alpha),
-        optimizer=make_optimizer("adam", config.meta_lr),
-        tasks_per_step=config.tasks_per_step,
+    return network_learner(
+        (40, 40),
+        config.tasks_per_step,
+        inputs=inputs,
+        name=name,
+        alpha=config.alpha,
+        meta_lr=config.meta_lr,
     )
-
-
-def _train(
-    learner: Learner,
-    family: AbstractTaskFamily,
-    key: PRNGKeyArray,
-    iterations: int,
-    tell: Callable[[int, int], None],
-) -> Params:
-    """Meta-train for that many meta-steps."""
-    start_key, task_key = jax.random.split(key)
-    run = jax.jit(lambda family, state, until: advance(learner, family, task_key, state, until))
-    state = initial_state(learner, start_key)
-    for dispatch in range(1, _DISPATCHES + 1):
-        until = math.ceil(iterations * dispatch / _DISPATCHES)
-        state = jax.block_until_ready(run(family, state, jnp.asarray(until)))
-        tell(until, iterations)
-    return state.meta.params
 
 
 def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     """Train the three models, and judge them on the same held-out tasks after 0 ... steps inner steps."""
     train_key, tune_key, test_key = jax.random.split(jax.random.key(seed), 3)
-    keys = jax.random.split(train_key, 3)
     family = Sinusoid(shots=config.train_shots, queries=config.train_shots)
     told = KnownSinusoid(config.train_shots, family)
-    maml, erm, oracle = (
-        _learner(config, "maml"), _learner(config, "erm"), _learner(config, "erm", inputs=3),
-    )  # fmt: skip
-    params = {
-        name: _train(
-            learner, tasks, key, config.iterations, lambda d, t, n=name: report(f"{n}", d, t)
-        )
-        for (name, learner, tasks), key in zip(
-            (("maml", maml, family), ("pretrained", erm, family), ("oracle", oracle, told)),
-            keys,
-            strict=True,
-        )
-    }
+    maml, oracle = _learner(config, "maml"), _learner(config, "erm", inputs=3)
+    models = (
+        ("maml", maml, family),
+        ("pretrained", _learner(config, "erm"), family),
+        ("oracle", oracle, told),
+    )
+    params = {}
+    for (name, learner, tasks), key in zip(models, jax.random.split(train_key, 3), strict=True):
+        start_key, task_key = jax.random.split(key)
+        tell = partial(report, name)
+        params[name] = train(learner, tasks, start_key, task_key, config.iterations, tell)
     curves = {
         str(shots): _judge(config, maml, params, shots, tune_key, test_key)
         for shots in config.shots

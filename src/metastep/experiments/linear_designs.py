@@ -1,5 +1,6 @@
 """What several experiments on linear models share: laws of the inputs, features, and the best rate of a curve."""
 
+import dataclasses
 import math
 from typing import Literal
 
@@ -27,6 +28,34 @@ def draw_law(rng: np.random.Generator, law: Law, shape: tuple[int, ...]) -> np.n
         "exponential": lambda: rng.exponential(1.0, shape),
     }
     return samplers[law]()
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaledLaw:
+    """A law of independent numbers, `scale` times that of standard deviation 1; `title` as figures show it."""
+
+    title: str
+    law: Law
+    scale: float = 1.0
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Independent numbers of this law."""
+        return self.scale * draw_law(rng, self.law, shape)
+
+    def raw_moments(self, order: int) -> np.ndarray:
+        """E x^0, ..., E x^order."""
+        moments = {
+            "normal": lambda: theory.normal_raw_moments(order),
+            "uniform": lambda: theory.uniform_raw_moments(order, -(3**0.5), 3**0.5),
+            "exponential": lambda: theory.exponential_raw_moments(order),
+        }
+        return self.scale ** np.arange(order + 1) * moments[self.law]()
+
+
+UNIFORM = ScaledLaw("U(-5, 5)", "uniform", 5 / 3**0.5)
+WIDE_NORMAL = ScaledLaw("N(0, 2)", "normal", 2**0.5)
+NORMAL = ScaledLaw("N(0, 1)", "normal")
+EXPONENTIAL = ScaledLaw("Exp(1)", "exponential")
 
 
 def design_features(

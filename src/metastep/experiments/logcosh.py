@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,12 +37,6 @@ class Constants:
     def record(self) -> dict[str, float]:
         """As a JSON-able dict."""
         return dataclasses.asdict(self)
-
-    def within(self, formula: Callable, alpha: float | Array) -> Callable:
-        """A formula of the theory at `alpha`, with those of the constants that it asks for filled in."""
-        asked = inspect.signature(formula).parameters
-        known = {name: value for name, value in self.record().items() if name in asked}
-        return partial(formula, alpha=alpha, **known)
 
 
 @jax.custom_jvp
@@ -82,9 +77,41 @@ def task_loss(params: Float[Array, " dim"], task: Batch) -> Scalar:
     return OBJECTIVE(params, task)
 
 
-def gradient_norm(params: Float[Array, " dim"], tasks: Batch, alpha: float | Array) -> Scalar:
-    """|grad F(w)|, exactly."""
-    return jnp.linalg.norm(meta_gradient(task_loss, params, tasks, alpha))
+def task_gradient_norms(params: Float[Array, " dim"], tasks: Batch) -> Float[Array, " tasks"]:
+    """|grad f_i(w)| of each of these tasks."""
+    return jnp.linalg.norm(jax.vmap(jax.grad(task_loss), (None, 0))(params, tasks), axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Tasks with their constants, and the adaptation rate: all that F and the theory of it depend on."""
+
+    tasks: Batch
+    constants: Constants
+    alpha: float | Array
+
+    def known(self, formula: Callable) -> Callable:
+        """A formula of the theory with the rate and those of the constants that it asks for filled in."""
+        asked = inspect.signature(formula).parameters
+        constants = self.constants.record()
+        filled = {name: value for name, value in constants.items() if name in asked}
+        return partial(formula, alpha=self.alpha, **filled)
+
+    def gradient(self, params: Float[Array, " dim"]) -> Float[Array, " dim"]:
+        """grad F(w), exactly."""
+        return meta_gradient(task_loss, params, self.tasks, self.alpha)
+
+    def gradient_norm(self, params: Float[Array, " dim"]) -> Scalar:
+        """|grad F(w)|, exactly."""
+        return jnp.linalg.norm(self.gradient(params))
+
+
+def draw_problem(config: Any, seed: int, share: float) -> Problem:
+    """A problem of the sizes `tasks`, `points` and `dim` of a configuration, at alpha = share / L."""
+    sizes = {name: getattr(config, name) for name in ("tasks", "points", "dim")}
+    tasks = draw_tasks(jax.random.key(seed), **sizes)
+    known = constants(tasks)
+    return Problem(tasks, known, share / known.smoothness)
 
 
 def constants(tasks: Batch) -> Constants:

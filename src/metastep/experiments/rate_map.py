@@ -1,19 +1,21 @@
 """Training error over the whole (alpha, beta) plane, with the limits that curvature predicts, for Takagi et al."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from metastep._types import Params
 from metastep.experiments.core import Claim, Report, verdict_of
+from metastep.experiments.networks import train
 from metastep.rates import FixedRate, make_optimizer
 from metastep.report.rate_map import largest_betas, trained_cells
 from metastep.tasks import TaskSplits
-from metastep.train import Learner, advance, initial_state
+from metastep.train import Learner
 from metastep.train.edges import predict_limits
 from metastep.train.rate_map import train_plane
 
@@ -65,8 +67,8 @@ def map_records(
     )
     places = {"start": start}
     if config.warm_up and config.edge_tasks:
-        report("curvature after training", config.iterations, config.iterations)
-        places["trained"] = _warm_up(learner, splits, start, config, training_key)
+        tell = partial(report, "training for its curvature")
+        places["trained"] = _warm_up(learner, splits, start, config, training_key, tell)
     sizes: Any = {"num_tasks": config.edge_tasks, "lanczos": config.lanczos}
     return plane | {
         "highest_loss": highest_loss,
@@ -79,7 +81,12 @@ def map_records(
 
 
 def _warm_up(
-    learner: Learner, splits: TaskSplits, start: Params, config: MapConfig, key: Array
+    learner: Learner,
+    splits: TaskSplits,
+    start: Params,
+    config: MapConfig,
+    key: Array,
+    tell: Callable[[int, int], None],
 ) -> Params:
     """The same model after meta-training by Adam at a middling alpha: near a minimum, whatever SGD does."""
     alpha = float(np.median(config.alphas))
@@ -89,9 +96,7 @@ def _warm_up(
         optimizer=make_optimizer("adam", 1e-3),
         rate=FixedRate(alpha),
     )
-    train = jax.jit(lambda family, state, until: advance(adam, family, key, state, until))
-    state = train(splits.train, initial_state(adam, key), jnp.asarray(config.warm_up))
-    return state.meta.params
+    return train(adam, splits.train, key, key, config.warm_up, tell)
 
 
 def map_claims(records: dict[str, Any], source: str, enough: str = "") -> list[Claim]:

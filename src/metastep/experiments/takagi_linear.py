@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from metastep import theory
 from metastep._types import Batch, Loss
-from metastep.experiments.core import Claim, Experiment, Report, verdict_of
+from metastep.experiments.core import Claim, Experiment, Report, from_to, verdict_of
 from metastep.models import squared_error
 from metastep.report import style
 
@@ -256,7 +256,7 @@ def _is_about_maml(records: dict[str, Any]) -> Claim:
         "measured β_c of MAML with its exact gradient over the poster's β_c; holds if within 5 % and no "
         "β converges beyond α_c",
         verdict_of(off < 0.05 and not any(beyond)),
-        f"MAML's β_c is {min(ratios):.2f} to {max(ratios):.2f} times the poster's below α_c, and MAML "
+        f"MAML's β_c is {from_to(ratios, '.2f')} times the poster's below α_c, and MAML "
         f"converges at {sum(b > 0 for b in beyond)} of {len(beyond)} rates beyond it",
     )
 

@@ -7,15 +7,11 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from metastep.adapt import GradientAdapter
 from metastep.experiments.core import Claim, Experiment, Report
+from metastep.experiments.networks import network_learner
 from metastep.experiments.rate_map import MapConfig, map_claims, map_records
-from metastep.metagrad import Exact
-from metastep.models import Objective, mlp
-from metastep.rates import FixedRate, make_optimizer
 from metastep.report.rate_map import map_figure
 from metastep.tasks import Sinusoid, TaskSplits, batch_of_episodes
-from metastep.train import Learner
 from metastep.train.rate_map import log_grid
 
 _SOURCE = "Takagi et al., few-shot learning, (a) sinusoid"
@@ -31,17 +27,8 @@ class Config(MapConfig):
 
 def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     """One inner step, plain SGD outside, mean squared error without 1/2."""
-    model = mlp((1,), 1, config.hidden)
     family = Sinusoid(shots=config.shots, queries=config.shots)
-    learner = Learner(
-        model=model,
-        objective=Objective.of(model.apply, "regression"),
-        adapter=GradientAdapter(1),
-        meta_gradient=Exact(),
-        rate=FixedRate(1.0),
-        optimizer=make_optimizer("sgd", 1.0),
-        tasks_per_step=config.tasks_per_step,
-    )
+    learner = network_learner(config.hidden, config.tasks_per_step, optimizer="sgd")
     targets = batch_of_episodes(family, jax.random.key(seed), 1000).query.y
     # A network that died adapts its output bias alone and ends at 0.85 of the loss of predicting zero.
     highest = 0.8 * float(np.mean(np.square(targets)))

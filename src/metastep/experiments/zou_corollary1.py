@@ -11,7 +11,13 @@ from matplotlib.figure import Figure
 
 from metastep import theory
 from metastep.experiments.core import Claim, Experiment, Report, verdict_of
-from metastep.experiments.linear_designs import design_features
+from metastep.experiments.linear_designs import (
+    EXPONENTIAL,
+    NORMAL,
+    UNIFORM,
+    ScaledLaw,
+    design_features,
+)
 from metastep.report import style
 
 
@@ -27,22 +33,23 @@ Draw = Callable[[np.random.Generator, int], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Features of a law, and the raw moments from which alpha_lim is known exactly, if it is."""
+    """Features of a law, and the moments from which alpha_lim is known exactly, if it is.
+
+    The provable bounds mean something where features are bounded.
+    """
 
     title: str
     draw: Draw
     moments: Callable[[], theory.GramMoments] | None = None
-    bounded: bool = (
-        False  # whether features are bounded, so that the provable bounds mean something
-    )
+    bounded: bool = False
 
 
-def _iid(title: str, sample: Callable, raw: list[float], shots: int, dim: int, **more: Any) -> Case:
+def _iid(law: ScaledLaw, shots: int, dim: int, bounded: bool = False) -> Case:
     return Case(
-        f"{title}, K = {shots}, d = {dim}",
-        lambda rng, tasks: sample(rng, (tasks, shots, dim)),
-        lambda: theory.iid_gram_moments(dim, shots, np.array(raw)),
-        **more,
+        f"{law.title}, K = {shots}, d = {dim}",
+        lambda rng, tasks: law.draw(rng, (tasks, shots, dim)),
+        lambda: theory.iid_gram_moments(dim, shots, law.raw_moments(6)),
+        bounded,
     )
 
 
@@ -65,48 +72,22 @@ def _polynomial(rng: np.random.Generator, tasks: int) -> np.ndarray:
     return np.asarray(theory.polynomial_features(rng.standard_normal((tasks, 15)), 4))
 
 
-def _even_moment(order: int) -> float:
-    """E x^order of N(0, 1)."""
-    return 0.0 if order % 2 else float(math.prod(range(order - 1, 0, -2)))
-
-
-def _moments(orders: range) -> np.ndarray:
-    return np.array([_even_moment(order) for order in orders])
-
-
 def _gaussian_basis(rng: np.random.Generator, tasks: int) -> np.ndarray:
     return np.asarray(design_features(rng, "rbf", tasks, 15, 10))
 
 
-_NORMAL = [_even_moment(order) for order in range(1, 7)]
-_EXPONENTIAL = [float(math.factorial(order)) for order in range(1, 7)]
-_UNIFORM = [0.0 if order % 2 else 5.0**order / (order + 1) for order in range(1, 7)]
-
-
-def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    return rng.standard_normal(shape)
-
-
-def _exponential(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    return rng.exponential(1.0, shape)
-
-
-def _uniform(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    return rng.uniform(-5, 5, shape)
-
-
 CASES = (
-    _iid("U(-5, 5)", _uniform, _UNIFORM, 50, 20, bounded=True),
-    _iid("N(0, 1)", _normal, _NORMAL, 50, 20),
+    _iid(UNIFORM, 50, 20, bounded=True),
+    _iid(NORMAL, 50, 20),
     Case("Gaussian basis, K = 15, d = 10", _gaussian_basis, bounded=True),
     Case("G = I, d = 4", _equal, bounded=True),
-    _iid("N(0, 1)", _normal, _NORMAL, 1, 1),
-    _iid("N(0, 1)", _normal, _NORMAL, 1, 2),
-    _iid("Exp(1)", _exponential, _EXPONENTIAL, 1, 3),
+    _iid(NORMAL, 1, 1),
+    _iid(NORMAL, 1, 2),
+    _iid(EXPONENTIAL, 1, 3),
     Case(
         "polynomials of N(0, 1), K = 15, d = 4",
         _polynomial,
-        lambda: theory.polynomial_gram_moments(4, 15, _moments(range(19))),
+        lambda: theory.polynomial_gram_moments(4, 15, theory.normal_raw_moments(18)),
     ),
     Case("G = I or, rarely, 1000 I, d = 5", _rare, bounded=True),
 )

@@ -13,17 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metastep import theory
-from metastep.adapt import GradientAdapter
 from metastep.experiments.core import Claim, Experiment, Report, floats, verdict_of
-from metastep.metagrad import Exact
-from metastep.models import Objective, mlp
-from metastep.rates import FixedRate, make_optimizer
+from metastep.experiments.networks import network_learner, train_at_rates
 from metastep.report import style
-from metastep.report.lines import Series, draw
+from metastep.report.lines import Series, draw, draw_star
 from metastep.tasks import AbstractTaskFamily, Quadratic, Sinusoid, batch_of_episodes
-from metastep.train import Learner, TrainState, initial_state
+from metastep.train import TrainState, initial_state
 from metastep.train.state import HEALTHY
-from metastep.train.step import meta_step
 
 # (name, title, hidden layers): Bernacchia's quadratic tasks, and the sinusoids of Finn et al.
 _PROBLEMS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
@@ -72,21 +68,14 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
 
 def _compile(config: Config, name: str, hidden: tuple[int, ...]) -> Callable[..., Array]:
     """key -> test loss of every rate, all trained side by side from one start on the same tasks."""
-    learner, family = _learner(config, hidden), _family(name, config.shots)
+    learner = network_learner(hidden, config.tasks_per_step, meta_lr=config.meta_lr)
+    family = _family(name, config.shots)
 
     @jax.jit
     def train_and_test(key: PRNGKeyArray) -> Array:
         start_key, train_key, test_key = jax.random.split(key, 3)
-        start = initial_state(learner, start_key)
-        rates = jnp.asarray(config.alphas, start.rate_state.dtype)
-        states = jax.vmap(lambda rate: dataclasses.replace(start, rate_state=rate))(rates)
-
-        def step(count: Array, states: TrainState) -> TrainState:
-            step_key = jax.random.fold_in(train_key, count)
-            episodes = batch_of_episodes(family, step_key, config.tasks_per_step)
-            return jax.vmap(lambda state: meta_step(learner, state, episodes))(states)
-
-        states = jax.lax.fori_loop(0, config.iterations, step, states)
+        rates, start = jnp.asarray(config.alphas), initial_state(learner, start_key)
+        states = train_at_rates(learner, family, start, rates, train_key, config.iterations)
         tests = batch_of_episodes(family, test_key, config.test_tasks)
 
         def judge(state: TrainState, rate: Array) -> Array:
@@ -102,19 +91,6 @@ def _family(name: str, shots: int) -> AbstractTaskFamily:
     if name == "quadratic":
         return Quadratic(shots=shots, queries=shots)
     return Sinusoid(shots=shots, queries=shots)
-
-
-def _learner(config: Config, hidden: tuple[int, ...]) -> Learner:
-    model = mlp((1,), 1, hidden)
-    return Learner(
-        model=model,
-        objective=Objective.of(model.apply, "regression"),
-        adapter=GradientAdapter(1),
-        meta_gradient=Exact(),
-        rate=FixedRate(config.alphas[0]),
-        optimizer=make_optimizer("adam", config.meta_lr),
-        tasks_per_step=config.tasks_per_step,
-    )
 
 
 def _mean(problem: dict[str, Any]) -> np.ndarray:
@@ -145,9 +121,7 @@ def _draw(axes: Axes, problem: dict[str, Any], alphas: list[float]) -> None:
          problem["title"])  # fmt: skip
     axes.axvspan(*problem["range"], color=style.VERMILLION, alpha=0.2, label="printed range")
     best = alphas[int(np.nanargmin(mean))]
-    axes.plot(
-        best, least, "*", color=style.ORANGE, markeredgecolor="k", markersize=14, label="least"
-    )
+    draw_star(axes, best, least, label="least")
     axes.set_ylim(0.8 * least, 30 * least)
 
 

@@ -13,7 +13,15 @@ from matplotlib.figure import Figure
 
 from metastep import theory
 from metastep._types import Batch, Episode
-from metastep.experiments.core import Claim, Experiment, Report, floats, verdict_of
+from metastep.experiments.core import (
+    Claim,
+    Experiment,
+    Report,
+    floats,
+    from_to,
+    standard_error,
+    verdict_of,
+)
 from metastep.report import style
 from metastep.tasks import Quadratic, batch_of_episodes
 
@@ -136,7 +144,7 @@ def _loss(setting: dict[str, Any], alphas: np.ndarray) -> tuple[np.ndarray, np.n
         np.asarray(setting["terms"][name])[:, None] for name in ("constant", "linear", "square")
     )
     losses = constant + linear * alphas + square * alphas**2
-    return losses.mean(0), 1.96 * losses.std(0, ddof=1) / len(losses) ** 0.5
+    return losses.mean(0), 1.96 * standard_error(losses)
 
 
 def plot(records: dict[str, Any]) -> Figure:
@@ -193,8 +201,7 @@ def _nearly_optimal(key: str, label: str, settings: list[dict[str, Any]]) -> Cla
         f"share of the possible gain of one step, exact on new tasks; holds from {_NEARLY:.0%}, with a "
         "condition (a rough value will do) from 50 %",
         verdict_of(min(gains) >= _NEARLY, with_condition=min(gains) >= 0.5),
-        f"{min(ratios):.2g} to {max(ratios):.2g} times the best rate; loss {min(losses):.3g} to "
-        f"{max(losses):.3g} times the least",
+        f"{from_to(ratios, '.2g')} times the best rate; loss {from_to(losses)} times the least",
     )
 
 

@@ -11,7 +11,14 @@ from jaxtyping import Array
 from matplotlib.figure import Figure
 
 from metastep._types import Params
-from metastep.experiments.core import Claim, Experiment, Report, floats, verdict_of
+from metastep.experiments.core import (
+    Claim,
+    Experiment,
+    Report,
+    floats,
+    standard_error,
+    verdict_of,
+)
 from metastep.models import Model
 from metastep.models.dense import apply_dense
 from metastep.rates.online import AnilOnlineRate
@@ -164,7 +171,7 @@ def _faster(records: dict[str, Any], other: str) -> Claim:
     )
     # Over all judgements of the training: what is ahead on average has converged faster.
     ahead = (online - default).mean(1)
-    error = ahead.std(ddof=1) / math.sqrt(len(ahead)) if len(ahead) > 1 else math.inf
+    error = float(standard_error(ahead)) if len(ahead) > 1 else math.inf
     evidence = (
         f"online ahead by {ahead.mean():+.3f} of accuracy on average over training ({len(ahead)} seeds, "
         f"± {2 * error:.2g}); at the end {online[:, -1].mean():.3f} against {default[:, -1].mean():.3f}"

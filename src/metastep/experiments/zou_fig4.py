@@ -15,6 +15,7 @@ from metastep.experiments.core import (
     Experiment,
     Report,
     floats,
+    from_to,
     log_slope,
     verdict_of,
     verdict_of_cases,
@@ -169,7 +170,7 @@ def _fitted(designs: dict[str, Any]) -> Claim:
         verdict_of(min(factors.values()) < 1.05),
         "; ".join(
             f"{_TITLES[name]}: α_lim σ² varies by a factor of up to {factors[name]:.3g}, R² of c / σ² + b is "
-            f"{min(fits[name]):.2f} to {max(fits[name]):.2f}"
+            f"{from_to(fits[name], '.2f')}"
             for name in names
         ),
     )

@@ -3,18 +3,19 @@
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
 from metastep import theory
 from metastep.experiments.core import Claim, Experiment, Report, floats, verdict_of
-from metastep.experiments.linear_designs import LAWS, Law, draw_law
+from metastep.experiments.linear_designs import EXPONENTIAL, UNIFORM, WIDE_NORMAL, ScaledLaw
 from metastep.report import style
 from metastep.report.lines import Series, draw
 from metastep.theory.grams import gram_power_sums
+from metastep.theory.minimisers import covariance_from_powers
 
-_LABELS = {"uniform": "U(-5, 5)", "normal": "N(0, 2)", "exponential": "Exp(1)"}
-_SCALES = {"uniform": 5 / 3**0.5, "normal": 2**0.5, "exponential": 1.0}
+_LAWS = {one.law: one for one in (WIDE_NORMAL, UNIFORM, EXPONENTIAL)}
 _QUANTITIES = {"loss": "(a) loss gap, MAML - ERM", "distance": "(b) distance gap, MAML - ERM"}
 
 
@@ -35,20 +36,22 @@ class Config:
 def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     """Loss and distance gaps, MAML minus ERM, along t: in expectation over optima and sampled."""
     laws = {}
-    for done, law in enumerate(LAWS):
-        report(_LABELS[law], done, len(LAWS))
-        laws[law] = _of_law(config, law, np.random.default_rng((seed, done)))
+    for done, (name, law) in enumerate(_LAWS.items()):
+        report(law.title, done, len(_LAWS))
+        laws[name] = _of_law(config, law, np.random.default_rng((seed, done)))
     return {"laws": laws}
 
 
-def _of_law(config: Config, law: Law, rng: np.random.Generator) -> dict[str, Any]:
+def _of_law(config: Config, law: ScaledLaw, rng: np.random.Generator) -> dict[str, Any]:
     shape = (config.tasks, config.shots, config.dim)
-    train, test = (_SCALES[law] * draw_law(rng, law, shape) for _ in range(2))
+    train, test = (law.draw(rng, shape) for _ in range(2))
     spectrum, basis = np.linalg.eigh(test.transpose(0, 2, 1) @ test)  # (tasks, d), (tasks, d, d)
     steps = np.asarray(config.steps)[:, None, None]
     decay = (1 - 2 * config.eta / config.shots * spectrum) ** (2 * steps)  # (steps, tasks, d)
     weights = {"loss": config.tasks * spectrum * decay, "distance": decay}
-    gain = _spread_difference(train, config.alpha, config.shots)
+    sums, step = gram_power_sums(jnp.asarray(train)), 2 * config.alpha / config.shots
+    # Covariance of the MAML minimiser minus that of ERM's, per unit of task variance.
+    gain = covariance_from_powers(sums, step) - covariance_from_powers(sums, 0.0)
     # Mean over optima of (w_m - a)^2 - (w_r - a)^2 along each eigenvector: only w differs.
     expected = config.task_var * np.einsum("nij,ik,nkj->nj", basis, gain, basis)
     samples, at_optimum = _samples(config, rng, train, basis, weights)
@@ -65,19 +68,6 @@ def _of_law(config: Config, law: Law, rng: np.random.Generator) -> dict[str, Any
             for name, weight in weights.items()
         },
     }
-
-
-def _spread_difference(phi: np.ndarray, alpha: float, shots: int) -> np.ndarray:
-    """Covariance of the MAML minimiser minus that of ERM's, per unit of task variance: (d, d)."""
-    sums = np.asarray(gram_power_sums(phi))  # sum_i G_i^j, j = 1..6
-    step = 2 * alpha / shots
-    total = np.tensordot([1, -2 * step, step**2], sums[:3], 1)
-    squared = np.tensordot([1, -4 * step, 6 * step**2, -4 * step**3, step**4], sums[1:], 1)
-
-    def between(inverse_of: np.ndarray, middle: np.ndarray) -> np.ndarray:
-        return np.linalg.solve(inverse_of, np.linalg.solve(inverse_of, middle).T)
-
-    return between(total, squared) - between(sums[0], sums[1])
 
 
 def _samples(
@@ -118,7 +108,7 @@ def plot(records: dict[str, Any]) -> Figure:
                 Series("expected", one["t"], gaps["expected"], color=style.PREDICTED),
                 Series("one sample", one["t"], gaps["sampled"], None, style.AFTER, "--"),
             ]
-            draw(panel, series, "adaptation steps t", label, title=_LABELS[law])
+            draw(panel, series, "adaptation steps t", label, title=_LAWS[law].title)
             panel.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))
     style.legend_below(figure)
     return figure
@@ -131,7 +121,7 @@ def claims(records: dict[str, Any]) -> list[Claim]:
 
 
 def _each(laws: dict[str, Any], describe) -> str:
-    return "; ".join(f"{_LABELS[law]}: {describe(one)}" for law, one in laws.items())
+    return "; ".join(f"{_LAWS[law].title}: {describe(one)}" for law, one in laws.items())
 
 
 def _distance_expected(laws: dict[str, Any]) -> Claim:

@@ -18,6 +18,7 @@ from metastep.experiments.core import (
     Experiment,
     Report,
     floats,
+    from_to,
     log_slope,
     verdict_of,
     verdict_of_cases,
@@ -27,6 +28,8 @@ from metastep.report.lines import Series, draw
 
 _MANY_SHOTS = 10**6  # stands for K -> infinity in E.6
 _DIMS = (2, 3, 4)
+
+Moments = Callable[..., theory.GramMoments]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,21 +87,15 @@ def _coefficients(dim: int) -> dict[str, list[float]]:
     }
 
 
-def _normal_moments(order: int, mean: float, variance: float) -> np.ndarray:
-    """E x^0, ..., E x^order of N(mean, variance), by integration by parts."""
-    moments = [1.0, mean]
-    for r in range(1, order):
-        moments.append(mean * moments[r] + r * variance * moments[r - 1])
-    return np.array(moments)
-
-
 def _limits(points: int) -> list[dict[str, Any]]:
     """alpha_lim of Example 1 over the variance of x ~ N(0, s2), for one shot and for many."""
     variances = np.geomspace(1e-4, 1e6, points)
     rows = []
     for dim in _DIMS:
         for shots in (1, _MANY_SHOTS):
-            moments = [_normal_moments(6 * (dim - 1), 0.0, variance) for variance in variances]
+            moments = [
+                theory.normal_raw_moments(6 * (dim - 1), 0.0, variance) for variance in variances
+            ]
             rates = floats(_polynomial_rates(dim, shots, np.array(moments)))
             rows.append(
                 {"dim": dim, "shots": shots, "variance": floats(variances), "alpha_lim": rates}
@@ -117,49 +114,48 @@ def _polynomial_rates(dim: int, shots: int, moments: Array) -> Array:
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _third_moment(
-    moments_of: Callable[..., theory.GramMoments], dim: int, shots: int, moments: Array
-) -> Array:
+def _third_moment(moments_of: Moments, dim: int, shots: int, moments: Array) -> Array:
     return moments_of(dim, shots, moments).p3
 
 
 def _polynomial_case(
     rng: np.random.Generator, samples: int, dim: int, shots: int, variance: float
 ) -> dict[str, Any]:
-    moments = _normal_moments(6 * (dim - 1), 0.0, variance)
     x = variance**0.5 * rng.standard_normal((samples, shots))
-    return {
-        "case": f"E.4: d = {dim}, K = {shots}, s² = {variance:g}",
-        "dim": dim,
-        "corrected": float(_third_moment(theory.polynomial_gram_moments, dim, shots, moments)),
-        "printed": float(
-            _third_moment(theory.polynomial_gram_moments_as_printed, dim, shots, moments)
-        ),
-        **_sampled(x[..., None] ** np.arange(dim)),
-    }
+    return _third_moments(
+        f"E.4: d = {dim}, K = {shots}, s² = {variance:g}",
+        (theory.polynomial_gram_moments, theory.polynomial_gram_moments_as_printed),
+        theory.normal_raw_moments(6 * (dim - 1), variance=variance),
+        x[..., None] ** np.arange(dim),
+    )
 
 
 def _entry_case(
     rng: np.random.Generator, samples: int, dim: int, shots: int, mean: float, variance: float
 ) -> dict[str, Any]:
-    moments = _normal_moments(6, mean, variance)
-    phi = mean + variance**0.5 * rng.standard_normal((samples, shots, dim))
-    return {
-        "case": f"E.11: d = {dim}, K = {shots}, N({mean:g}, {variance:g})",
-        "dim": dim,
-        "corrected": float(_third_moment(theory.iid_gram_moments, dim, shots, moments)),
-        "printed": float(_third_moment(theory.iid_gram_moments_as_printed, dim, shots, moments)),
-        **_sampled(phi),
-    }
+    return _third_moments(
+        f"E.11: d = {dim}, K = {shots}, N({mean:g}, {variance:g})",
+        (theory.iid_gram_moments, theory.iid_gram_moments_as_printed),
+        theory.normal_raw_moments(6, mean, variance),
+        mean + variance**0.5 * rng.standard_normal((samples, shots, dim)),
+    )
 
 
-def _sampled(phi: np.ndarray) -> dict[str, float]:
-    """Monte Carlo mean of tr G^3 and its standard error."""
+def _third_moments(
+    case: str, forms: tuple[Moments, Moments], raw_moments: np.ndarray, phi: np.ndarray
+) -> dict[str, Any]:
+    """E tr G^3 corrected and as printed, and the mean of a sample of features with its standard error."""
+    samples, shots, dim = phi.shape
+    corrected, printed = (float(_third_moment(form, dim, shots, raw_moments)) for form in forms)
     gram = phi.transpose(0, 2, 1) @ phi
     traces = np.sum((gram @ gram) * gram, axis=(1, 2))
     return {
+        "case": case,
+        "dim": dim,
+        "corrected": corrected,
+        "printed": printed,
         "sampled": float(traces.mean()),
-        "standard_error": float(traces.std() / math.sqrt(len(traces))),
+        "standard_error": float(traces.std() / math.sqrt(samples)),
     }
 
 
@@ -305,7 +301,7 @@ def _small(limits: list[dict[str, Any]]) -> Claim:
         "Zou et al. (2022), equations E.5 and E.6",
         f"α_lim at s² = {limits[0]['variance'][0]:g}: it would be large, not at its limit 1/2",
         verdict_of(not bounded),
-        f"α_lim from {min(ends):.4f} to {max(ends):.4f} over d and K",
+        f"α_lim from {from_to(ends, '.4f')} over d and K",
     )
 
 

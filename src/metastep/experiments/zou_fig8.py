@@ -5,17 +5,28 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metastep import theory
-from metastep.experiments.core import Claim, Experiment, Report, floats, log_slope, verdict_of
+from metastep.experiments.core import (
+    Claim,
+    Experiment,
+    Report,
+    floats,
+    log_slope,
+    standard_error,
+    verdict_of,
+)
 from metastep.experiments.linear_designs import DESIGNS, best_rate, design_features
 from metastep.report import style
 from metastep.report.lines import Series, draw
 from metastep.theory.grams import gram_power_sums
+from metastep.theory.minimisers import covariance_from_powers
 
 _TITLES = {
     "random": "(a) random matrices",
@@ -62,7 +73,7 @@ def _of_design(config: Config, design: str, rng: np.random.Generator) -> dict[st
         optima = config.task_var**0.5 * rng.standard_normal((sizes[-1], config.dim))
         for column, size in enumerate(sizes):
             errors[trial, column] = best_rate(_curve(phi, optima, size), 4 * limit) - limit
-    scatter = _scatter(np.asarray(population), limit)
+    scatter = float(theory.finite_task_scatter(population))
     return {
         "alpha_lim": limit,
         "errors": {
@@ -82,65 +93,49 @@ def _curve(phi: Array, optima: np.ndarray, tasks: int) -> theory.RiskCurve:
     return theory.risk_curve(phi[:padded], optima[:padded], weights=weights)
 
 
-def _scatter(phi: np.ndarray, limit: float) -> float:
-    """sqrt(N) times the standard deviation of alpha*(N), by the delta method; Gaussian optima.
-
-    alpha* = (K / 2) sum a' G^2 a / sum a' G^3 a to leading order, a ratio of sums over tasks.
-    """
-    gram = phi.transpose(0, 2, 1) @ phi
-    square = gram @ gram
-    cube = square @ gram
-    term = square - 2 * limit / phi.shape[1] * cube  # the mean of a' term a over tasks is 0
-    traces, norms = np.trace(term, axis1=1, axis2=2), np.sum(term**2, axis=(1, 2))
-    variance = np.mean(traces**2 + 2 * norms)  # of a quadratic form in a Gaussian vector
-    return float(phi.shape[1] / 2 * np.sqrt(variance) / np.trace(cube, axis1=1, axis2=2).mean())
-
-
 def _shift(
     config: Config, population: Array, limit: float, draw_features: Callable[[int], Array]
 ) -> dict[str, Any]:
     """argmin of the average risk (3.2) minus alpha_lim: measured over training features, and c / N."""
     sizes = [2**i for i in config.shift_doublings]
-    test = np.asarray(gram_power_sums(population))[:3] / len(population)
+    test = gram_power_sums(population)[:3] / len(population)
     shifts = np.zeros((config.shift_trials, len(sizes)))
     for trial in range(config.shift_trials):
         phi = draw_features(sizes[-1])
         for column, size in enumerate(sizes):
             counted = phi * (np.arange(sizes[-1]) < size)[:, None, None].astype(float)
-            train = np.asarray(gram_power_sums(counted))
+            train = gram_power_sums(counted)
             shifts[trial, column] = _best_average(train, test, config.shots, limit) - limit
     coefficient = float(theory.finite_task_coefficient(population))
     return {
         "tasks": sizes,
         "measured": floats(shifts.mean(0)),
-        "standard_error": floats(shifts.std(0, ddof=1) / math.sqrt(config.shift_trials)),
+        "standard_error": floats(standard_error(shifts)),
         "predicted": [coefficient / n for n in sizes],
     }
 
 
-def _best_average(train: np.ndarray, test: np.ndarray, shots: int, limit: float) -> float:
+def _best_average(train: Array, test: Array, shots: int, limit: float) -> float:
     """The minimiser of the average risk nearest to `limit`, from a polynomial through its values there."""
     alphas = limit * np.linspace(0.7, 1.3, 31)
-    risks = [_average_risk(train, test, 2 * alpha / shots) for alpha in alphas]
+    risks = _average_risks(train, test, 2 * alphas / shots)
     roots = np.polynomial.Chebyshev.fit(alphas, risks, 10).deriv().roots()
     real = roots[np.abs(roots.imag) < 1e-9 * limit].real
     return float(real[np.argmin(np.abs(real - limit))])
 
 
-def _average_risk(train: np.ndarray, test: np.ndarray, step: float) -> float:
-    """Equation B.5, but for a factor, at step = 2 alpha / K, from sums of powers of the Gram matrices."""
-    scale = np.sqrt(np.diagonal(test[0]))
+@jax.jit
+def _average_risks(train: Array, test: Array, steps: Array) -> Array:
+    """Equation B.5, but for a factor, at steps 2 alpha / K, from sums of powers of the Gram matrices."""
+    scale = jnp.sqrt(jnp.diagonal(test[0]))
+    unit_train, unit_test = (powers / jnp.outer(scale, scale) for powers in (train, test))
 
-    def combine(weights: list[float], powers: np.ndarray) -> np.ndarray:
-        return np.tensordot(weights, powers, 1) / np.outer(scale, scale)
+    def risk(step: Array) -> Array:
+        mean = unit_test[0] - 2 * step * unit_test[1] + step**2 * unit_test[2]
+        covariance = covariance_from_powers(unit_train, step)
+        return jnp.sum(mean * covariance) + jnp.diagonal(mean) @ scale**2
 
-    adapted = [1, -2 * step, step**2]
-    total, mean = combine(adapted, train[:3]), combine(adapted, test)
-    half = np.linalg.solve(
-        total, combine([1, -4 * step, 6 * step**2, -4 * step**3, step**4], train[1:])
-    )
-    excess = np.sum(mean * np.linalg.solve(total, half.T))  # tr Mbar S^-1 (sum M_i^2) S^-1
-    return float(excess + np.diagonal(mean) @ scale**2)
+    return jax.vmap(risk)(steps)
 
 
 def plot(records: dict[str, Any]) -> Figure:

@@ -10,7 +10,15 @@ from jaxtyping import Array
 from matplotlib.figure import Figure
 
 from metastep import theory
-from metastep.experiments.core import Claim, Experiment, Report, floats, log_slope, verdict_of
+from metastep.experiments.core import (
+    Claim,
+    Experiment,
+    Report,
+    floats,
+    from_to,
+    log_slope,
+    verdict_of,
+)
 from metastep.report import style
 from metastep.report.lines import Series, draw
 
@@ -54,7 +62,9 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
         "by_rate": {
             "multiple": floats(grid),
             "sd": floats(np.sqrt(_variances(middle, grid * limit))),
-            "epsilon": [_epsilon(m * limit, bounds, config.shots) for m in grid],
+            "epsilon": [
+                float(theory.concentration_spread(m * limit, *bounds, config.shots)) for m in grid
+            ],
         },
         "by_rate_tasks": len(middle),
     }
@@ -77,42 +87,20 @@ def _sampled(
         params += rng.standard_normal((config.trials, config.dim)) @ block.T
     risks = np.einsum("rd,de,re->r", params, adapted.mean(0), params) / config.shots
     deviations = np.abs(risks - risks.mean())
-    corrected, printed = _bounds(alpha, bounds, adapted, config)
+    row = float(np.sqrt(np.max(np.sum(adapted**2, axis=2))))  # u = C'C a has Gaussian coordinates
+    norm = math.sqrt(8 / 3) * row  # psi_2 norm of N(0, s^2) is sqrt(8 / 3) s
+    case = (alpha, *bounds, len(phi), config.shots, config.dim, norm, config.delta)
     return {
         "sd": float(risks.std()),
         "quantile": float(np.quantile(deviations, 1 - config.delta)),
-        "bound": corrected,
-        "bound_as_printed": printed,
+        "bound": float(theory.concentration_bound(*case)),  # its absolute constant at 1
+        "bound_as_printed": float(theory.concentration_bound_as_printed(*case)),
     }
 
 
 @jax.jit
 def _variances(phi: Array, alphas: Array) -> Array:
     return jax.lax.map(lambda alpha: theory.risk_variance(phi, alpha), alphas)
-
-
-def _epsilon(alpha: float, bounds: tuple[float, float], shots: int) -> float:
-    """The spread epsilon of the proposition: its bound with every other factor at 1."""
-    return float(
-        theory.concentration_bound(
-            alpha, *bounds, 1, shots, 1, sub_gaussian_norm=shots**0.5, delta=2 / math.e
-        )
-    )
-
-
-def _bounds(
-    alpha: float, bounds: tuple[float, float], adapted: np.ndarray, config: Config
-) -> tuple[float, float]:
-    """The bound on deviations, corrected and as printed in 3.4, both with the absolute constant at 1."""
-    row = float(np.sqrt(np.max(np.sum(adapted**2, axis=2))))  # u = C'C a has Gaussian coordinates
-    norm = math.sqrt(8 / 3) * row  # psi_2 norm of N(0, s^2) is sqrt(8 / 3) s
-    tasks, dim, log_term = len(adapted), config.dim, math.log(2 / config.delta)
-    spread = _epsilon(alpha, bounds, config.shots)
-    corrected = theory.concentration_bound(
-        alpha, *bounds, tasks, config.shots, dim, norm, config.delta
-    )
-    printed = max(math.sqrt(dim * spread * log_term), spread * log_term) / tasks
-    return float(corrected), norm**2 / config.shots * printed
 
 
 def plot(records: dict[str, Any]) -> Figure:
@@ -208,7 +196,7 @@ def _covered(records: dict[str, Any], key: str, title: str) -> Claim:
         "bound, its unknown constant set to 1, over the sampled 95 % quantile; holds if at least 1, and "
         "with a condition if its denominator is not positive for some α",
         verdict_of(holds and len(finite) == len(rows), with_condition=holds),
-        f"{min(ratios):.3g} to {max(ratios):.3g} times the quantile for {len(finite)} of {len(rows)} "
+        f"{from_to(ratios)} times the quantile for {len(finite)} of {len(rows)} "
         f"pairs of N and α; infinite from {infinite[0]:.2f} to {infinite[-1]:.0f} α_lim",
     )
 

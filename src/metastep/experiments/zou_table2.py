@@ -20,27 +20,18 @@ from metastep.experiments.core import (
     Experiment,
     Report,
     floats,
+    from_to,
     verdict_of,
     verdict_of_cases,
 )
+from metastep.experiments.linear_designs import best_rate
 from metastep.models import Objective, mlp
 from metastep.report import style
 from metastep.report.lines import Series, draw
 
 _PRINTED_RATES = (0.001, 0.005, 0.01, 0.05, 0.08, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
-_PRINTED_POST = (
-    829,
-    820,
-    817,
-    807,
-    800,
-    797,
-    805,
-    820,
-    861,
-    955,
-    989,
-)  # "digits after the decimal point"
+# The caption: "digits after the decimal point".
+_PRINTED_POST = (829, 820, 817, 807, 800, 797, 805, 820, 861, 955, 989)
 _PRINTED_PRE = (0.821, 0.829)
 _PRINTED_LIMIT = 0.10319
 
@@ -59,16 +50,6 @@ class Config:
     shots: int = 10
     queries: int = 30
     points: int = 41
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tasks:
-    """Features (tasks, examples, dim) and labels (tasks, examples) to adapt on and to be judged by."""
-
-    phi: np.ndarray
-    y: np.ndarray
-    phi_query: np.ndarray
-    y_query: np.ndarray
 
 
 def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
@@ -140,26 +121,27 @@ def _pretrain(
 def _adapt(config: Config, rng: np.random.Generator, params: Params) -> dict[str, Any]:
     features = _frozen_features(params, rng)
 
-    def draw_tasks(tasks: int) -> _Tasks:
+    def draw_tasks(tasks: int) -> tuple[theory.RiskCurve, np.ndarray, np.ndarray]:
         x, y = _examples(rng, tasks, config.shots + config.queries)
-        phi, cut = features(x), config.shots
-        return _Tasks(phi[:, :cut], y[:, :cut], phi[:, cut:], y[:, cut:])
+        (phi, phi_query), (y, y_query) = (
+            np.split(part, [config.shots], axis=1) for part in (features(x), y)
+        )
+        risks = theory.risk_curve_from_labels(phi, y, phi_query=phi_query, labels_query=y_query)
+        return risks, phi, phi_query
 
-    train, test = draw_tasks(config.train_tasks), draw_tasks(config.test_tasks)
-    curve = theory.risk_curve_from_labels(
-        train.phi, train.y, phi_query=train.phi_query, labels_query=train.y_query
-    )
+    curve, phi, phi_query = draw_tasks(config.train_tasks)
+    test, _, _ = draw_tasks(config.test_tasks)
     alphas = np.union1d(_PRINTED_RATES, np.linspace(0, 0.2, config.points))
     starts = np.asarray(curve.minimisers(alphas))
-    mse = np.array([_mse(test, w, alpha) for w, alpha in zip(starts, alphas, strict=True)])
-    unadapted = [_mse(test, w, 0.0) for w in starts]
+    mse = [float(test.risks_at(w, alpha)) for w, alpha in zip(starts, alphas, strict=True)]
     return {
         "alpha": floats(alphas),
-        "post": floats(mse),
-        "pre": floats(unadapted),
-        "alpha_lim": float(theory.limit_rate(train.phi)),
-        "split": float(theory.limit_rate(train.phi, train.phi_query)),
-        "label_aware": _label_aware(curve, train, alphas.shape),
+        "post": mse,
+        "pre": [float(test.risks_at(w, 0.0)) for w in starts],
+        "alpha_lim": float(theory.limit_rate(phi)),
+        "split": float(theory.limit_rate(phi, phi_query)),
+        # The best rate at the best w: the least risk over both.
+        "label_aware": best_rate(curve, _PRINTED_RATES[-1]),
         "best": float(alphas[np.argmin(mse)]),
     }
 
@@ -186,36 +168,16 @@ def _frozen_features(
     return lambda x: outputs(x) @ kept
 
 
-def _mse(tasks: _Tasks, w: np.ndarray, alpha: float) -> float:
-    """Query MSE after one step from w on the support examples."""
-    residual = tasks.phi @ w - tasks.y
-    step = 2 * alpha / tasks.y.shape[1] * np.einsum("nkd,nk->nd", tasks.phi, residual)
-    predicted = np.einsum("nqd,nd->nq", tasks.phi_query, w - step)
-    return float(np.mean((predicted - tasks.y_query) ** 2))
-
-
-def _label_aware(curve: theory.RiskCurve, tasks: _Tasks, shape: tuple[int, ...]) -> float:
-    """Alternate the best rate at w and the best w at that rate, on training tasks, from rate 0.
-
-    `shape` is one for which the minimisers have been compiled already.
-    """
-    alpha = 0.0
-    for _ in range(8):
-        w = np.asarray(curve.minimisers(np.full(shape, alpha)))[0]
-        residual, residual_query = tasks.phi @ w - tasks.y, tasks.phi_query @ w - tasks.y_query
-        alpha = float(theory.label_aware_rate(tasks.phi, residual, tasks.phi_query, residual_query))
-    return alpha
-
-
 def plot(records: dict[str, Any]) -> Figure:
     """Left: MSE after adaptation over alpha in every run; right: estimates against the best rate."""
     figure, axes = style.new_figure(1, 2)
     lengths = sorted({one["pretraining"] for one in records["runs"]})
-    series = []
-    for one in records["runs"]:
-        index = lengths.index(one["pretraining"])
-        label = f"{one['pretraining']} pre-training steps"
-        series.append(Series(label, one["alpha"], one["post"], None, style.PALETTE[index]))
+    colors = dict(zip(lengths, style.PALETTE, strict=False))
+    series = [
+        Series(f"{one['pretraining']} pre-training steps", one["alpha"], one["post"],
+               color=colors[one["pretraining"]])
+        for one in records["runs"]
+    ]  # fmt: skip
     low = min(min(one["post"]) for one in records["runs"])
     axes[0].axhline(
         records["bayes"], color=style.BLACK, linestyle=":", label="best without adaptation"
@@ -285,7 +247,7 @@ def _helps(records: dict[str, Any]) -> Claim:
         "Zou et al. (2022), Table 2, row Post MSE",
         "best rate against no step, and rate 0.5 against no step, in every run",
         verdict_of(min(gains) > 0 and all(too_large)),
-        f"gain of {min(gains):.0%} to {max(gains):.0%} at the best rate ({printed:.0%} in the table if its "
+        f"gain of {from_to(gains, '.0%')} at the best rate ({printed:.0%} in the table if its "
         "digits follow a 0)",
     )  # fmt: skip
 
@@ -301,10 +263,7 @@ def _reproduced(records: dict[str, Any]) -> Claim:
         "Zou et al. (2022), section H.4.3",
         "holds with a condition if it lies in the range over our seeds and lengths of pre-training",
         "holds with a condition" if inside else "not tested",
-        "; ".join(
-            f"{steps} steps: {min(found):.3f} to {max(found):.3f}"
-            for steps, found in by_length.items()
-        )
+        "; ".join(f"{steps} steps: {from_to(found, '.3f')}" for steps, found in by_length.items())
         + ". The paper gives neither the length nor the optimiser, so its value can only be bracketed",
     )
 
@@ -322,8 +281,8 @@ def _near_best(records: dict[str, Any], name: str, text: str, source: str) -> Cl
         source,
         "estimate over best rate on test tasks within a factor of 1.3: in every run, or in some",
         verdict_of_cases(near),
-        f"ratio {min(ratios):.2f} to {max(ratios):.2f}, median {np.median(ratios):.2f}; MSE at the estimate "
-        f"{min(losses):.1%} to {max(losses):.1%} above the least",
+        f"ratio {from_to(ratios, '.2f')}, median {np.median(ratios):.2f}; MSE at the estimate "
+        f"{from_to(losses, '.1%')} above the least",
     )
 
 

@@ -13,16 +13,11 @@ from matplotlib.figure import Figure
 
 from metastep import theory
 from metastep.experiments.core import Claim, Experiment, Report, floats, verdict_of
-from metastep.experiments.linear_designs import draw_law
+from metastep.experiments.linear_designs import EXPONENTIAL, UNIFORM, WIDE_NORMAL, ScaledLaw
 from metastep.report import style
 from metastep.report.lines import Series, draw
 
-# (law, scale, shift of the law with standard deviation 1, title): the three of Fig. 5
-_LAWS = (
-    ("uniform", 5 / 3**0.5, "U(-5, 5)"),
-    ("normal", 2**0.5, "N(0, 2)"),
-    ("exponential", 1.0, "Exp(1)"),
-)
+_LAWS = (UNIFORM, WIDE_NORMAL, EXPONENTIAL)  # the three of Fig. 5
 _SMALL = 0.01  # of alpha_lim: small enough for the first-order term, far from rounding
 
 
@@ -46,18 +41,16 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     """The expected gap F_t(w_m) - F_t(w_r) over alpha for each law, and its first-order term."""
     rng = np.random.default_rng(seed)
     laws = []
-    for index, (law, scale, title) in enumerate(_LAWS):
-        report(f"x ~ {title}", index, len(_LAWS) + 1)
-        laws.append(_of_law(config, rng, law, scale) | {"title": title})
+    for index, law in enumerate(_LAWS):
+        report(f"x ~ {law.title}", index, len(_LAWS) + 1)
+        laws.append(_of_law(config, rng, law) | {"title": law.title})
     report("first-order term of random task sets", len(_LAWS), len(_LAWS) + 1)
     return {"laws": laws, "random_sets": _random_sets(rng, config.random_sets)}
 
 
-def _of_law(config: Config, rng: np.random.Generator, law: Any, scale: float) -> dict[str, Any]:
-    def features(tasks: int) -> np.ndarray:
-        return scale * draw_law(rng, law, (tasks, config.shots, config.dim))
-
-    phi, test = features(config.tasks), features(config.test_tasks)
+def _of_law(config: Config, rng: np.random.Generator, law: ScaledLaw) -> dict[str, Any]:
+    sizes = (config.tasks, config.test_tasks)
+    phi, test = (law.draw(rng, (tasks, config.shots, config.dim)) for tasks in sizes)
     limit = float(theory.limit_rate(test))
     multiples = np.array([_SMALL, *np.linspace(0, config.highest, config.rates)[1:]])
     gaps = {

@@ -6,6 +6,7 @@ Hessian-free rule replaces it by a difference of two gradients.
 """
 
 import abc
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,7 +20,7 @@ from metastep.metagrad.core import AbstractMetaGradient, RateRule, TaskOutcome, 
 from metastep.metagrad.derivatives import DERIVATIVES, Derivative, support_gradient
 from metastep.models import Objective
 from metastep.theory.citations import source
-from metastep.theory.hessian_free import hessian_free_step
+from metastep.theory.hessian_free import hessian_free_delta, hessian_free_step
 
 
 class AbstractThrough(AbstractMetaGradient):
@@ -136,18 +137,20 @@ class HessianFree(AbstractThrough):
     Attributes
     ----------
     hessian_lipschitz : rho >= 0, a Lipschitz constant of the Hessian, for the cap; 0 for none
+    as_printed : take the cap itself for delta, to see its bias
     """
 
     hessian_lipschitz: float = 0.0
+    as_printed: bool = eqx.field(static=True, default=False)
 
     def inner_gradient(self, objective: Objective, episode: Episode, alpha: Rate) -> InnerGradient:
         largest = jnp.max(jnp.array([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(alpha)]))
         curvature = episode.support if episode.curvature is None else episode.curvature
-        rule = _difference_rule(objective, self.hessian_lipschitz)
+        rule = _difference_rule(objective, self.hessian_lipschitz, self.as_printed)
         return lambda params: rule(params, episode.support, curvature, largest)
 
 
-def _difference_rule(objective: Objective, hessian_lipschitz: float):
+def _difference_rule(objective: Objective, hessian_lipschitz: float, as_printed: bool):
     """A support gradient whose backward pass is two more gradients instead of a Hessian product."""
 
     @jax.custom_vjp
@@ -161,12 +164,14 @@ def _difference_rule(objective: Objective, hessian_lipschitz: float):
         params, curvature, alpha = saved
         direction = cotangent[1]
         length, size = otu.tree_norm(direction), otu.tree_norm(params)
-        delta = hessian_free_step(
-            length,
-            alpha=alpha.astype(length.dtype),
-            hessian_lipschitz=jnp.asarray(hessian_lipschitz, length.dtype),
-            scale=1 + size,
-        )
+        rates: Any = {
+            "alpha": alpha.astype(length.dtype),
+            "hessian_lipschitz": jnp.asarray(hessian_lipschitz, length.dtype),
+        }
+        if as_printed:
+            delta = hessian_free_delta(length, **rates)
+        else:
+            delta = hessian_free_step(length, **rates, scale=1 + size)
         return hessian_product(objective, params, curvature, direction, delta), None, None, None
 
     gradient.defvjp(forward, backward)

@@ -17,7 +17,7 @@ from metastep._errors import InputError
 from metastep._records import to_plain
 from metastep.report import style
 from metastep.report._format import as_number
-from metastep.report.lines import Series, draw, line_figure, series_id, spans_decades
+from metastep.report.lines import Series, draw, draw_star, line_figure, series_id, spans_decades
 
 __all__ = [
     "Series",
@@ -98,7 +98,6 @@ def learning_figure(
     return figure
 
 
-@style.styled
 def _mark_best(axes: Axes, series: Sequence[Series], best: dict[str, Any]) -> None:
     """A star on the curve the checkpoint was chosen by: validation where there is one."""
     x = as_number(best.get("iteration"))
@@ -107,17 +106,7 @@ def _mark_best(axes: Axes, series: Sequence[Series], best: dict[str, Any]) -> No
     if curve is None or not math.isfinite(x):
         return
     nearest = int(np.argmin(np.abs(np.asarray(curve.x, float) - x)))
-    axes.plot(
-        [x],
-        [curve.y[nearest]],
-        "*",
-        color=style.ORANGE,
-        markeredgecolor="black",
-        markersize=14,
-        label="best checkpoint",
-        gid="best-checkpoint",
-        zorder=5,
-    )
+    draw_star(axes, x, curve.y[nearest], label="best checkpoint", gid="best-checkpoint")
 
 
 @style.styled

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -88,6 +89,14 @@ def _draw_one(axes: Axes, one: Series, color: str, log_y: bool) -> None:
         if log_y:  # a band that reaches 0 would fill a logarithmic panel down to its edge
             low = np.where(low > 0, low, y / 10)
         axes.fill_between(x, low, y + width, color=color, alpha=0.18, linewidth=0)
+
+
+@style.styled
+def draw_star(
+    axes: Axes, x: float, y: float, color: str | None = style.ORANGE, **more: Any
+) -> None:
+    """A star on what is best; `more` are its label and id."""
+    axes.plot([x], [y], "*", color=color, markeredgecolor="black", markersize=14, zorder=5, **more)
 
 
 def series_id(label: str) -> str:

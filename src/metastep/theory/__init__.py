@@ -8,6 +8,11 @@ gives the reference. Nothing here needs the rest of the library. Features are ar
 from metastep.theory.citations import (
     cite,
 )
+from metastep.theory.concentration import (
+    concentration_bound,
+    concentration_bound_as_printed,
+    concentration_spread,
+)
 from metastep.theory.convergence import (
     adaptation_bias_bound,
     error_floor,
@@ -36,6 +41,7 @@ from metastep.theory.features import (
 )
 from metastep.theory.finite_tasks import (
     finite_task_coefficient,
+    finite_task_scatter,
 )
 from metastep.theory.fixed_points import (
     quadratic_fixed_point,
@@ -72,6 +78,11 @@ from metastep.theory.minimisers import (
     label_minimiser,
     minimiser,
 )
+from metastep.theory.mixed_linear import (
+    best_test_rate,
+    expected_test_loss,
+    minimiser_distance,
+)
 from metastep.theory.moments import (
     gaussian_gram_moments,
     gaussian_split_rate,
@@ -104,6 +115,11 @@ from metastep.theory.printed import (
     online_rate_as_printed,
     second_moment_rate,
 )
+from metastep.theory.raw_moments import (
+    exponential_raw_moments,
+    normal_raw_moments,
+    uniform_raw_moments,
+)
 from metastep.theory.risk_curve import (
     RiskCurve,
     risk_curve,
@@ -111,7 +127,6 @@ from metastep.theory.risk_curve import (
 )
 from metastep.theory.risks import (
     average_risk,
-    concentration_bound,
     empirical_risk,
     limit_risk,
     risk_variance,
@@ -155,15 +170,21 @@ __all__ = [
     "batch_rate",
     "batch_rate_as_printed",
     "batch_size_conditions",
+    "best_test_rate",
     "cite",
     "concentration_bound",
+    "concentration_bound_as_printed",
+    "concentration_spread",
     "distance_gap",
     "distance_rate_bound",
     "distance_rate_bound_as_printed",
     "eigenvalue_bounds",
     "empirical_risk",
     "error_floor",
+    "expected_test_loss",
+    "exponential_raw_moments",
     "finite_task_coefficient",
+    "finite_task_scatter",
     "function_space_step",
     "gaussian_features",
     "gaussian_gram_moments",
@@ -196,11 +217,13 @@ __all__ = [
     "meta_smoothness",
     "meta_step_size",
     "minimiser",
+    "minimiser_distance",
     "minimum_norm_coefficients",
     "moment_rate",
     "multi_step_rate",
     "negative_gradient_penalty",
     "nonzero_mean_limit_rate",
+    "normal_raw_moments",
     "online_rate_as_printed",
     "polynomial_features",
     "polynomial_gram_moments",
@@ -226,5 +249,6 @@ __all__ = [
     "two_layer_network",
     "two_layer_tangent_gram",
     "two_layer_tangent_moments",
+    "uniform_raw_moments",
     "zero_mean_limit_rate",
 ]

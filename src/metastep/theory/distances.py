@@ -19,6 +19,7 @@ from metastep.theory.citations import source
 from metastep.theory.estimators import limit_rate
 from metastep.theory.grams import contract, gram_power_sums, nonzero_features, second_features
 from metastep.theory.intervals import eigenvalue_bounds
+from metastep.theory.minimisers import covariance_from_powers
 from metastep.theory.risks import check_variance, squared_sum
 
 _GRID = 200  # rates at which a change of sign is looked for
@@ -212,12 +213,7 @@ def sign_change_rate(
 
 def _gap_from_powers(powers: Array, weight: Array, step: Array) -> Array:
     """The gap at step = 2 alpha / K from the whitened S_1, ..., S_6, for optima of variance 1."""
-    first, second, third, *_ = powers
-    total = first - 2 * step * second + step**2 * third
-    binomial = jnp.stack([jnp.ones_like(step), -4 * step, 6 * step**2, -4 * step**3, step**4])
-    squared = contract("j,jde->de", binomial, powers[1:])  # G^2 (I - step G)^4
-    half = jnp.linalg.solve(total, squared)
-    return jnp.sum(weight * (jnp.linalg.solve(total, half.T) - second))
+    return jnp.sum(weight * (covariance_from_powers(powers, step) - powers[1]))
 
 
 @jax.jit

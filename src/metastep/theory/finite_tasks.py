@@ -1,4 +1,4 @@
-"""How far the optimal rate of finitely many tasks is from its limit."""
+"""How far the optimal rate of finitely many tasks is from its limit, on average and in one sample."""
 
 import jax
 import jax.numpy as jnp
@@ -65,3 +65,42 @@ def _excess(phi: Array, alpha: Array) -> Array:
             contract("nkd,nld->nkl", adapted, adapted) * contract("nkd,nld->nkl", rows, rows)
         )
     return jnp.sum(contract("nkd,nke->nde", adapted, rows) ** 2)
+
+
+@source("zou2022", "Theorem 1, fluctuations of order 1/sqrt(N)", "derived")
+def finite_task_scatter(phi: ArrayLike) -> Array:
+    """The factor s in sd alpha*(N) = s / sqrt(N), the scatter of the best rate of one sample of N tasks.
+
+    s = (K / 2) sqrt(E [(tr T)^2 + 2 ||T||_F^2]) / E tr G^3,   T = G^2 - (2 alpha_lim / K) G^3,
+
+    by the delta method for alpha* = (K / 2) sum a^T G^2 a / sum a^T G^3 a, its leading order, with
+    Gaussian optima a of covariance a multiple of I. The expectations are means over the tasks given.
+
+    Parameters
+    ----------
+    phi : (tasks, shots, dim) features
+
+    Returns
+    -------
+    Scalar in the units of the rate.
+
+    Raises
+    ------
+    InputError
+        If `phi` is not as described or zero everywhere.
+
+    References
+    ----------
+    Derived from Zou et al. (2022), equation B.6.
+    """
+    features = nonzero_features("phi", phi)
+    scale = unit_scale(features)
+    unit = features / scale
+    gram = small_gram(unit)
+    square = contract("nij,njk->nik", gram, gram)
+    cube = contract("nij,njk->nik", square, gram)
+    term = square - 2 * limit_rate(unit) / unit.shape[1] * cube  # the mean of tr T is 0
+    traces = jnp.trace(term, axis1=1, axis2=2)
+    variance = jnp.mean(traces**2 + 2 * jnp.sum(term**2, axis=(1, 2)))
+    third = jnp.trace(cube, axis1=1, axis2=2).mean()
+    return unit.shape[1] / 2 * jnp.sqrt(variance) / third / scale**2

@@ -71,6 +71,18 @@ def minimiser(
     return _solve("minimiser", support, labels, query, labels_query, alpha, weights)
 
 
+def covariance_from_powers(powers: Array, step: ArrayLike) -> Array:
+    """S^-1 (sum M_i^2) S^-1, the covariance of the minimiser for optima of covariance I; step = 2 alpha / K.
+
+    From the sums S_1, ..., S_6 of `gram_power_sums`: cheap at many rates, for well conditioned sums.
+    """
+    one = jnp.asarray(step, powers.dtype)
+    total = powers[0] - 2 * one * powers[1] + one**2 * powers[2]
+    binomial = jnp.stack([jnp.ones_like(one), -4 * one, 6 * one**2, -4 * one**3, one**4])
+    squared = contract("j,jde->de", binomial, powers[1:])  # G^2 (I - step G)^4
+    return jnp.linalg.solve(total, jnp.linalg.solve(total, squared).T)
+
+
 @source("zou2022", "equation 3.1 for any labels", "derived")
 def label_minimiser(
     phi: ArrayLike,

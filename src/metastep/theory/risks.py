@@ -4,14 +4,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from metastep._errors import InputError, check_count, check_positive
 from metastep.theory._inputs import (
-    as_float_array,
     check_array,
     check_features,
     check_nonnegative,
     check_optima,
-    check_positive_values,
     check_query_features,
     check_scalar,
     check_weights,
@@ -231,69 +228,3 @@ def squared_sum(function: str, phi: Array, alpha: Array) -> tuple[Array, Array]:
     else:
         moved = contract("nkd,nde->nke", adapted, contract("nkd,nke->nde", adapted, rows))
     return triangular, contract("nkd,nke->de", rows, moved)
-
-
-@source("zou2022", "Proposition 1 (equations 3.4 and C.19)", "corrected", "sqrt(d) epsilon / N")
-def concentration_bound(
-    alpha: ArrayLike,
-    smallest: ArrayLike,
-    largest: ArrayLike,
-    num_tasks: int,
-    shots: int,
-    dim: int,
-    sub_gaussian_norm: ArrayLike = 1.0,
-    delta: float = 0.05,
-    constant: float = 1.0,
-) -> Array:
-    """How far the risk of the MAML minimiser is from its average, with probability 1 - delta.
-
-    (L^2 / K) max( e sqrt(d log(2 / delta) / (c N^2)),  e log(2 / delta) / (c N) ),
-
-    e = (lS - 4 a lI^2 / K + 4 a^2 lS^3 / K^2) / (lI - 4 a lS^2 / K + 4 a^2 lI^3 / K^2)^2,
-
-    with eigenvalues of the Gram matrices in [lI, lS]. L depends on alpha too: it grows as alpha^2, so
-    a large alpha does not make the bound tighter.
-
-    Parameters
-    ----------
-    alpha : adaptation rate, >= 0
-    smallest, largest : bounds lI, lS on the eigenvalues, 0 < lI <= lS; see `eigenvalue_bounds`
-    num_tasks, shots, dim : N, K, d
-    sub_gaussian_norm : L, the sub-Gaussian norm of the coordinates of C^T C a, >= 0
-    delta : probability that the bound fails, in (0, 1)
-    constant : the absolute constant c of the Hanson-Wright inequality, > 0; its value is not known
-
-    Returns
-    -------
-    Scalar, infinite where the denominator of e is not positive and the bound says nothing.
-
-    Raises
-    ------
-    InputError
-        If an argument is outside the range above.
-
-    References
-    ----------
-    Zou et al. (2022), Proposition 1, corrected: sqrt(d) e / N in place of sqrt(d e / N^2), and the
-    constant that the printed form leaves out.
-    """
-    for name, count in {"num_tasks": num_tasks, "shots": shots, "dim": dim}.items():
-        check_count(name, count)
-    check_positive("constant", constant)
-    if not 0 < delta < 1:
-        raise InputError(f"delta is {delta!r}; it must be between 0 and 1")
-    low = check_positive_values("smallest", check_scalar("smallest", smallest))
-    high = check_positive_values("largest", check_scalar("largest", largest))
-    check_nonnegative("largest - smallest", as_float_array("largest", high - low))
-    rate = check_variance("alpha", alpha)
-    norm = check_variance("sub_gaussian_norm", sub_gaussian_norm)
-    low, high, rate, norm = to_common_dtype(low, high, rate, norm)
-    step = 2 * rate / shots
-    above = high - 2 * step * low**2 + step**2 * high**3
-    below = low - 2 * step * high**2 + step**2 * low**3
-    holds = below > 0
-    spread = jnp.where(holds, above / jnp.where(holds, below, 1) ** 2, jnp.inf)
-    log_term = jnp.log(2 / jnp.asarray(delta, low.dtype))
-    gaussian = jnp.sqrt(dim * log_term / constant) / num_tasks
-    exponential = log_term / (constant * num_tasks)
-    return norm**2 / shots * spread * jnp.maximum(gaussian, exponential)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from metastep.theory.concentration import concentration_bound, concentration_bound_as_printed
 from metastep.theory.errata.entry import Erratum, Reading
 from metastep.theory.intervals import rate_interval, rate_interval_as_printed
 from metastep.theory.minimisers import minimiser
@@ -18,7 +19,8 @@ from metastep.theory.moments import (
     single_shot_rate_as_printed,
     zero_mean_limit_rate,
 )
-from metastep.theory.risks import concentration_bound, risk_variance
+from metastep.theory.raw_moments import exponential_raw_moments, normal_raw_moments
+from metastep.theory.risks import risk_variance
 
 # Two kinds of task, Phi = I (999 of 1,000) and Phi = sqrt(1000) I: d = 5, K = 10 with zero rows.
 _RARE = np.zeros((1000, 10, 5))
@@ -26,15 +28,8 @@ _RARE[:, :5] = np.eye(5)
 _RARE[0] *= math.sqrt(1000)
 
 _EQUAL = 0.5 * np.eye(2)[None]  # G = I / 4, d = K = 2
-_NORMAL = np.array([1.0, 0, 1, 0, 3, 0, 15])
-_EXPONENTIAL = np.array([math.factorial(r) for r in range(7)], float)
-
-
-def _normal_moments(variance: float, order: int) -> np.ndarray:
-    moments = [1.0, 0.0]
-    for power in range(2, order + 1):
-        moments.append((power - 1) * variance * moments[power - 2])
-    return np.array(moments[: order + 1])
+_NORMAL = normal_raw_moments(6)
+_EXPONENTIAL = exponential_raw_moments(6)
 
 
 def _traces(phi: np.ndarray) -> tuple[float, float, float]:
@@ -132,11 +127,10 @@ def _tail_inverse() -> Reading:
         middle = (low + high) / 2
         tail = 2 * math.exp(-((middle * tasks) ** 2) / (norm**4 * dim * spread**2))
         low, high = (middle, high) if tail > delta else (low, middle)
-    log = math.log(2 / delta)
-    printed = norm**2 * math.sqrt(dim * spread / tasks**2 * log)
     # eps = 0.3 for equal eigenvalues lambda at alpha = 0 means lambda = 1 / 0.3.
-    corrected = concentration_bound(0.0, 1 / 0.3, 1 / 0.3, tasks, 1, dim, norm, delta)
-    return Reading(printed, float(corrected), low)
+    case = (0.0, 1 / 0.3, 1 / 0.3, tasks, 1, dim, norm, delta)
+    printed, corrected = concentration_bound_as_printed(*case), concentration_bound(*case)
+    return Reading(float(printed), float(corrected), low)
 
 
 def _growth_with_alpha() -> Reading:
@@ -175,7 +169,7 @@ def _trace_bound() -> Reading:
 
 
 def _polynomial_cube() -> Reading:
-    moments = _normal_moments(0.25, 12)
+    moments = normal_raw_moments(12, variance=0.25)
     x = 0.5 * np.random.default_rng(7).standard_normal((400_000, 4, 1))
     truth = _traces(x ** np.arange(3))[2]
     printed = float(polynomial_gram_moments_as_printed(3, 4, moments).p3)
@@ -191,8 +185,8 @@ def _slope(spread: float, dim: int, shots: int, step: float) -> float:
 
 def _corrected_slope(spread: float, dim: int, shots: int, step: float) -> float:
     rates = [
-        float(moment_rate(polynomial_gram_moments(dim, shots, _normal_moments(v, 6 * dim)), shots))
-        for v in (spread, spread * step)
+        float(moment_rate(polynomial_gram_moments(dim, shots, moments), shots))
+        for moments in (normal_raw_moments(6 * dim, variance=v) for v in (spread, spread * step))
     ]
     return math.log(rates[1] / rates[0]) / math.log(step)
 
@@ -200,7 +194,9 @@ def _corrected_slope(spread: float, dim: int, shots: int, step: float) -> float:
 def _small_variance() -> Reading:
     return Reading(
         1e6,
-        float(moment_rate(polynomial_gram_moments(3, 10, _normal_moments(1e-6, 12)), 10)),
+        float(
+            moment_rate(polynomial_gram_moments(3, 10, normal_raw_moments(12, variance=1e-6)), 10)
+        ),
         _rate((1e-3 * np.random.default_rng(8).standard_normal((1000, 10, 1))) ** np.arange(3)),
         tolerance=1e-3,
     )
