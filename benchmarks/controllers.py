@@ -26,10 +26,9 @@ from metastep.train import (
     load_tasks,
     measure_rates,
 )
-from metastep.train.config import fill_defaults
 from metastep.train.evaluate import compile_judge
 from metastep.train.learner import mean_alpha
-from metastep.train.problem import model_choice
+from metastep.train.problem import filled
 
 FACTORS = (1 / 30, 1 / 10, 1 / 3, 3.0)
 
@@ -56,7 +55,7 @@ def run(options: Options, kind: str, factor: float, seed: int) -> dict:
     """One training, judged at its end."""
     config = TrainConfig(tasks=options.tasks, steps=options.steps, seed=seed)
     task_set = load_tasks(config)
-    config = fill_defaults(config, task_set.description, model_choice(config, task_set.description))
+    config = filled(config, task_set.description)
     start = factor * measure_rates(config, task_set).alpha_chosen
     meta_lr, _ = default_meta_lr(config.optimizer, options.iterations)
     learner = build_learner(

@@ -32,10 +32,10 @@ from metastep._records import read_json, write_bytes
 from metastep.report.style import BLUE, GREY, VERMILLION, new_figure, render
 from metastep.tasks import TaskSplits
 from metastep.train import TrainConfig, build_learner, choose_rates, load_tasks, sweep
-from metastep.train.config import OptimizerName, fill_defaults
+from metastep.train.config import OptimizerName
 from metastep.train.evaluate import compile_judge
 from metastep.train.learner import Learner, mean_alpha
-from metastep.train.problem import model_choice
+from metastep.train.problem import filled
 from metastep.train.rehearse import rehearsal_length
 from metastep.train.state import HEALTHY, TrainState, initial_state, next_window
 from metastep.train.step import compile_advance
@@ -90,7 +90,7 @@ def load(family: Family, seed: int, folder: Path, optimizer: OptimizerName = "au
             )
     config = TrainConfig(**options, seed=seed, optimizer=optimizer)
     task_set = load_tasks(config)
-    config = fill_defaults(config, task_set.description, model_choice(config, task_set.description))
+    config = filled(config, task_set.description)
     return config, task_set
 
 

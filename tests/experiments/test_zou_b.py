@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
@@ -21,7 +22,6 @@ from metastep._records import to_plain
 from metastep.experiments import (
     bernacchia_fig12,
     zou_fig4,
-    zou_fig5,
     zou_fig8,
     zou_fig9,
 )
@@ -38,6 +38,8 @@ from metastep.experiments.linear_designs import (
 from metastep.models import mlp
 from metastep.report import style
 from metastep.tasks import Quadratic, batch_of_episodes
+from metastep.theory.grams import gram_power_sums
+from metastep.theory.minimisers import covariance_from_powers
 
 SIZES: dict[str, dict[str, Any]] = {
     "zou-fig4": {"tasks": 600, "points": 4, "network_width": 512, "network_tasks": 8, "network_points": 3},
@@ -175,7 +177,8 @@ def test_fig5_sampled_gaps_match_gradient_descent():
 def test_fig5_expected_gap_and_verdicts(rng):
     """The covariance of the minimisers against sampled ones, at a rate large enough to see the difference."""
     phi = rng.standard_normal((12, 9, 3)) * [1.0, 1.5, 0.5]
-    gain = zou_fig5._spread_difference(phi, 0.15, 9)
+    sums = gram_power_sums(jnp.asarray(phi))
+    gain = covariance_from_powers(sums, 2 * 0.15 / 9) - covariance_from_powers(sums, 0.0)
     grams = phi.transpose(0, 2, 1) @ phi
     moved = grams @ (np.eye(3) - 2 * 0.15 / 9 * grams) @ (np.eye(3) - 2 * 0.15 / 9 * grams)
     optima = rng.standard_normal((200_000, 12, 3))
@@ -282,10 +285,9 @@ def test_table2_bayes_and_label_aware():
     assert bayes == pytest.approx(1.1721, abs=1e-4)
     rng = np.random.default_rng(0)
     phi, phi_query = rng.standard_normal((30, 6, 3)), rng.standard_normal((30, 5, 3))
-    y, y_query = (
-        rng.standard_normal((30, 6)) + phi[..., 0],
-        rng.standard_normal((30, 5)) + phi_query[..., 0],
-    )
+    optima = rng.standard_normal((30, 3))  # tasks that differ, so that adapting pays
+    y, y_query = (np.einsum("nkd,nd->nk", part, optima) for part in (phi, phi_query))
+    y = y + 0.1 * rng.standard_normal(y.shape)
 
     def loss(vector: np.ndarray) -> float:
         gradient = np.einsum("nkd,nk->nd", phi, phi @ vector[1:] - y)
@@ -294,6 +296,7 @@ def test_table2_bayes_and_label_aware():
 
     curve = theory.risk_curve_from_labels(phi, y, phi_query=phi_query, labels_query=y_query)
     joint = scipy.optimize.minimize(loss, np.array([0.05, 1.0, 0.0, 0.0]), tol=1e-12)
+    assert 0.05 < joint.x[0] < 0.45
     assert best_rate(curve, 0.5) == pytest.approx(joint.x[0], abs=1e-5)
 
 

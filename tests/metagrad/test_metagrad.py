@@ -282,7 +282,7 @@ def test_batch_norm_is_right_side_by_side():
 
 def test_features_computed_once_give_the_gradient_of_anil():
     model, objective, family = convolution_problem()
-    parts = Objective.of(model.apply, family.kind, model.features, model.head)
+    parts = Objective.of(model.apply, family.kind, features=model.features, head=model.head)
     _, adapter, alpha, meta, episode = setting("conv4", "anil", steps=3)
     outcome, found = run(Exact(), parts, adapter, scalar_rate(alpha), meta, episode)
     expected_outcome, expected = run(Exact(), objective, adapter, scalar_rate(alpha), meta, episode)

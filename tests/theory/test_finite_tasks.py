@@ -45,7 +45,7 @@ def test_scatter_predicts_the_spread_of_samples():
         first = np.einsum("nde,ne->nd", chosen, a)
         second = np.einsum("nde,ne->nd", chosen, first)
         rates.append(15 * np.sum(first**2) / (2 * np.sum(first * second)))
-    assert np.std(rates) == pytest.approx(predicted, rel=0.15)  # 4 % standard error
+    assert np.std(rates) == pytest.approx(float(predicted), rel=0.15)  # 4 % standard error
 
 
 def test_fewer_examples_than_features_are_refused():

@@ -39,6 +39,10 @@ class RatesOptions(NamedModel, ProblemConfig):
     x, y, task), a .csv or .parquet table with a task column; or tasks of your own: FILE.py:NAME."""
     num_tasks: int = 128
     """Tasks to estimate from; more narrow the interval."""
+    iterations: int | None = None
+    """Meta-steps of the run to come, which its meta rate depends on. Default: 10000; 2000 for images."""
+    rehearse: Json = False
+    """Also try the measured alpha and its neighbours in short trainings, as train does before it starts."""
     edges: Json = False
     """Measure the largest stable alpha and beta for images too, which takes minutes; else it is done anyway."""
     map: Json = False

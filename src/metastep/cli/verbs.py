@@ -25,12 +25,12 @@ from metastep.cli.predictions import score, write_predictions
 from metastep.cli.progress import Fanout, TensorBoardObserver, error_console, watching
 from metastep.cli.together import taking_part
 from metastep.datasets.paths import cache_root
-from metastep.rates import default_meta_lr
 from metastep.train import (
     RunFolder,
     TrainConfig,
     adapt_and_predict,
     certify_run,
+    choose_rates,
     evaluate_run,
     keep_freed_memory,
     load_run,
@@ -40,9 +40,9 @@ from metastep.train import (
 )
 from metastep.train import resume as resume_run
 from metastep.train import train as train_run
-from metastep.train.config import default_iterations, with_preset
+from metastep.train.config import as_training, check_config, with_preset
 from metastep.train.crew import Crew, join
-from metastep.train.problem import SYNTHETIC, load_files
+from metastep.train.problem import SYNTHETIC, filled, load_files
 from metastep.train.references import is_own
 
 Options = TypeVar("Options")
@@ -73,22 +73,36 @@ def rates(arguments: list[str]) -> None:
     options = parse(RatesOptions, "rates", arguments)
     if options.map_iterations is not None:
         check_count("--map-iterations", options.map_iterations)
-    with error_console().status("measuring the adaptation rate"):
+    training = as_training(options, iterations=options.iterations, rehearse=options.rehearse)
+    check_config(training)
+    console = error_console()
+    with console.status("measuring the adaptation rate"):
         task_set = load_tasks(options)
         advice = measure_rates(options, task_set, num_tasks=options.num_tasks)
-    edges = {}
+
+    def announce(stage: str, rehearsal: dict[str, Any]) -> None:
+        del stage
+        console.print(_rehearsal_line(rehearsal))
+
+    training = filled(training, task_set.description)
+    record = choose_rates(training, task_set, announce, advice)
     if options.edges or not task_set.description["images"]:
-        with error_console().status("measuring the largest stable rates"):
-            edges = measure_edges(options, task_set, advice.alpha_chosen)
-    iterations = default_iterations(task_set.description)
-    meta_lr, meta_reason = default_meta_lr("relative-adam", iterations)
-    meta_reason = f"in a run of {iterations:,} meta-steps: {meta_reason}"
-    record = to_plain(advice) | edges | {"meta_lr": meta_lr, "meta_lr_reason": meta_reason}
+        with console.status("measuring the largest stable rates"):
+            record |= measure_edges(options, task_set, record["alpha_chosen"])
+    in_a_run = f"in a run of {training.iterations:,} meta-steps"
+    record["meta_lr_reason"] = f"{in_a_run}: {record['meta_lr_reason']}"
     if options.map:
         from metastep.cli.mapping import draw_map  # draws, which nothing else here does
 
-        record["map"] = draw_map(options, task_set, advice.alpha_chosen)
+        record["map"] = draw_map(options, task_set, record["alpha_chosen"])
     show(record, "rates", as_json=options.json)
+
+
+def _rehearsal_line(record: dict[str, Any]) -> str:
+    return (
+        f"short training {record['number']} of at most {record['most']}, {record['meta_steps']} "
+        f"meta-steps at alpha {record['alpha']:.3g}: loss {record['loss']:.4g}"
+    )
 
 
 def train(arguments: list[str]) -> None:
@@ -126,10 +140,7 @@ def _start(options: TrainOptions, folder: RunFolder, crew: Crew, command: str):
             if config.alpha == "auto":
                 console.print("measuring alpha")
         elif stage == "rehearsal":
-            console.print(
-                f"short training {record['number']} of at most {record['most']}, {record['meta_steps']} "
-                f"meta-steps at alpha {record['alpha']:.3g}: loss {record['loss']:.4g}"
-            )
+            console.print(_rehearsal_line(record))
         else:
             console.print(
                 f"alpha {record['alpha_chosen']:.4g} ({record['alpha_reason']})\n"

@@ -49,9 +49,13 @@ def choose_rates(
     config: TrainConfig,
     task_set: TaskSet,
     announce: Announce = lambda stage, record: None,
+    advice: RateAdvice | None = None,
 ) -> dict[str, Any]:
-    """The rates of a run, with the reason for each: the record of `rates.json`. `announce` is told of rehearsals."""
-    record = to_plain(measure_rates(config, task_set)) if config.alpha == "auto" else {}
+    """The rates of a run, with the reason for each: the record of `rates.json`.
+
+    `announce` is told of rehearsals; `advice` is what `measure_rates` found, if that is known.
+    """
+    record = to_plain(advice or measure_rates(config, task_set)) if config.alpha == "auto" else {}
     if config.alpha != "auto":
         record |= {"alpha_chosen": config.alpha, "alpha_reason": "given by the user"}
     alpha = float(record["alpha_chosen"])

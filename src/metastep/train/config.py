@@ -302,6 +302,12 @@ def fill_defaults(config: TrainConfig, description: dict[str, Any], model: Any) 
     )
 
 
+def as_training(config: ProblemConfig, **options: Any) -> TrainConfig:
+    """The options of a training on the same problem; what `options` does not say is at its default."""
+    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(ProblemConfig)}
+    return TrainConfig(**given | options)
+
+
 def default_iterations(description: dict[str, Any]) -> int:
     """Meta-steps of a run on tasks of that description."""
     return 2_000 if description["images"] else 10_000

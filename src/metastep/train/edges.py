@@ -18,9 +18,9 @@ from metastep.rates.curvature import LANCZOS_STEPS
 from metastep.tasks import TaskSplits, batch_of_episodes
 from metastep.theory.citations import source
 from metastep.train.build import build_learner
-from metastep.train.config import ProblemConfig, TrainConfig, fill_defaults
+from metastep.train.config import ProblemConfig, as_training
 from metastep.train.learner import Learner
-from metastep.train.problem import TaskSet, model_choice, split_keys, starting_parameters
+from metastep.train.problem import TaskSet, filled, split_keys, starting_parameters
 
 
 @source("takagi", "conditions on alpha and beta (figure 4)", "as printed", "alpha_c, sgd")
@@ -79,12 +79,12 @@ def plain_learner(
     tasks_per_step: int | None = None,
 ) -> Learner:
     """What `config` would train, at two fixed rates; joint training (erm) takes no inner step."""
-    given = {f.name: getattr(config, f.name) for f in dataclasses.fields(ProblemConfig)}
-    options: Any = given | {"optimizer": optimizer, "tasks_per_step": tasks_per_step}
-    full = TrainConfig(**options, alpha=alpha, meta_lr=meta_lr, rate="fixed", schedule="constant")
+    full = as_training(
+        config, optimizer=optimizer, tasks_per_step=tasks_per_step, alpha=alpha, meta_lr=meta_lr,
+        rate="fixed", schedule="constant",
+    )  # fmt: skip
     description = task_set.description
-    full = fill_defaults(full, description, model_choice(full, description))
-    learner = build_learner(full, description, alpha, meta_lr)
+    learner = build_learner(filled(full, description), description, alpha, meta_lr)
     if config.algorithm == "erm":
         learner = dataclasses.replace(learner, adapter=GradientAdapter(0))
     return learner

@@ -26,7 +26,13 @@ from metastep.tasks import (
     TableTasks,
     TaskSplits,
 )
-from metastep.train.config import ProblemConfig, TaskConfig, default_steps
+from metastep.train.config import (
+    ProblemConfig,
+    TaskConfig,
+    TrainConfig,
+    default_steps,
+    fill_defaults,
+)
 from metastep.train.own import (
     in_words,
     own_loss,
@@ -215,6 +221,11 @@ def model_choice(config: ProblemConfig, description: dict[str, Any]) -> Any:
     if description["tasks"] == "linear":
         return "linear"
     return "conv4" if len(description["input_shape"]) == 3 else "mlp"
+
+
+def filled(config: TrainConfig, description: dict[str, Any]) -> TrainConfig:
+    """The options with every default that depends on the tasks in its place; see `fill_defaults`."""
+    return fill_defaults(config, description, model_choice(config, description))
 
 
 def build_model(config: ProblemConfig, description: dict[str, Any]) -> Model:

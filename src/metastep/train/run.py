@@ -13,7 +13,6 @@ from metastep.train.choose import choose_rates
 from metastep.train.config import (
     TrainConfig,
     check_config,
-    fill_defaults,
     with_preset,
 )
 from metastep.train.crew import ALONE, Crew
@@ -25,9 +24,9 @@ from metastep.train.own import with_own
 from metastep.train.problem import (
     TaskSet,
     build_model,
+    filled,
     fingerprint,
     load_tasks,
-    model_choice,
     split_keys,
 )
 from metastep.train.rehearse import Announce
@@ -98,7 +97,7 @@ def _train(
     task_set = crew.together(lambda: load_tasks(config))
     crew.check_same("tasks and options", lambda: fingerprint(config, task_set))
     description = task_set.description
-    config = fill_defaults(config, description, model_choice(config, description))
+    config = filled(config, description)
     check_config(config)
     build_model(config, description)  # complains before anything is written
     mesh = crew.mesh(config.tasks_per_step or 1)
