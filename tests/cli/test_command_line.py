@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,6 +87,44 @@ def test_rates_json(capsys):
     assert record["label_free_alpha"] > 0
     assert 0 < record["predicted_gain"] < 1
     assert len(record["curve"]["alpha"]) == len(record["curve"]["measured"])
+
+
+def test_rates_rehearses_as_train_does(capsys, tmp_path):
+    few = ["--hidden", "8", "--iterations", "100", "--json"]
+    status, out, err = run(capsys, "rates", "sinusoid", "--rehearse", *few)
+    asked = json.loads(out)
+    assert status == 0
+    tried = [row["alpha"] for row in asked["rehearsals"]]
+    assert len(tried) >= 2
+    assert asked["alpha_chosen"] in tried
+    assert "short training 2 of at most 4, 20 meta-steps at alpha" in err
+    _, out, _ = run(
+        capsys, "train", "sinusoid", *few, "--eval-tasks", "4", "--out", tmp_path / "run"
+    )
+    trained = json.loads(out)
+    assert trained["alpha"] == pytest.approx(asked["alpha_chosen"], rel=1e-12)
+    assert trained["meta_lr"] == pytest.approx(asked["meta_lr"], rel=1e-12)
+    assert "in a run of 100 meta-steps" in asked["meta_lr_reason"]
+
+
+def test_rates_of_a_run_of_no_length(capsys):
+    status, _, err = run(capsys, "rates", "sinusoid", "--iterations", "0")
+    assert status == 2
+    assert "--iterations is 0" in err
+
+
+def test_tasks_and_model_of_the_users_own(capsys, tmp_path):
+    examples = Path(__file__).parents[2] / "examples"
+    own = [f"{examples}/own_tasks.py:Springs", "--model", f"{examples}/own_model.py:waves"]
+    status, out, err = run(capsys, "train", *own, *QUICK, "--out", tmp_path / "run", "--json")
+    assert status == 0, err
+    status, out, err = run(capsys, "evaluate", tmp_path / "run", "--num-tasks", "20", "--json")
+    assert status == 0, err
+    assert json.loads(out)["loss"]["mean"] > 0
+    status, _, err = run(capsys, "data", "info", "no_such_file.py:Springs")
+    assert status == 2
+    assert err.count("\n") == 1
+    assert "no_such_file.py does not exist" in err
 
 
 def test_rates_map_writes_its_files_and_says_where(capsys, tmp_path):
