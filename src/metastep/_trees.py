@@ -41,3 +41,8 @@ def norm(tree: PyTree) -> Float[Array, ""]:
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Whether every entry of every floating-point leaf is finite."""
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(flat)) for flat in as_vectors(tree)] or [True]))
+
+
+def group_size(count: int, most: int) -> int:
+    """How many of `count` rows to take at a time: the largest divisor of `count` that is at most `most`, at least 1."""
+    return max(size for size in range(1, max(min(most, count), 1) + 1) if count % size == 0)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metastep._trees import all_finite, descend, norm, scale
+from metastep._trees import all_finite, descend, group_size, norm, scale
 
 
 def two_layers(rng, dtype=np.float64):
@@ -82,3 +82,11 @@ def test_norm_is_that_of_all_entries_whatever_their_precision(rng):
     leaves = [np.asarray(leaf, float).ravel() for leaf in counted]
     assert float(norm(tree)) == pytest.approx(np.linalg.norm(np.concatenate(leaves)), rel=1e-14)
     assert float(norm({})) == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "expected"),
+    [(100, 25, 25), (32, 25, 16), (26, 25, 13), (101, 25, 1), (7, 100, 7), (12, 0, 1), (1, 1, 1)],
+)
+def test_groups_are_equal_and_as_large_as_they_may(count, most, expected):
+    assert group_size(count, most) == expected

@@ -18,6 +18,7 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array
 
+from metastep._trees import group_size
 from metastep._types import Batch, Params
 
 # Neighbourhoods that are in memory at once, about half of a core's own cache.
@@ -112,7 +113,7 @@ def _in_groups(convolve: Callable[[Array], Array], x: Array, size: int) -> Array
     most = max(1, _CACHED_BYTES * count // max(size, 1))
     if jax.default_backend() != "cpu" or count <= most:
         return convolve(x)
-    width = max(width for width in range(1, most + 1) if count % width == 0)
+    width = group_size(count, most)
     groups = x.reshape(count // width, width, *x.shape[1:])
     out = lax.map(jax.checkpoint(convolve), groups)
     return out.reshape(count, *out.shape[2:])

@@ -11,6 +11,7 @@ import optax.tree_utils as otu
 from jaxtyping import PRNGKeyArray, PyTree
 
 from metastep._errors import InputError, check_choice, check_count
+from metastep._trees import group_size
 from metastep._types import Episode, Params, Scalar
 from metastep.rates.curvature import (
     CONVERGED,
@@ -236,8 +237,7 @@ def mean_of_tasks(function: Callable, episodes: PyTree, tasks_at_once: int | Non
     The groups are the largest that divide the number of tasks and are no larger than `tasks_at_once`.
     """
     num_tasks = jax.tree.leaves(episodes)[0].shape[0]
-    width = min(tasks_at_once or num_tasks, num_tasks)
-    width = max(size for size in range(1, width + 1) if num_tasks % size == 0)
+    width = group_size(num_tasks, tasks_at_once or num_tasks)
     if width == num_tasks:
         return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), jax.vmap(function)(episodes))
     groups = jax.tree.map(lambda leaf: leaf.reshape(-1, width, *leaf.shape[1:]), episodes)

@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
+from metastep._trees import group_size
 from metastep._types import Episode, MetaParams, Params, PerStep, Rate
 from metastep.adapt import GradientAdapter
 from metastep.metagrad import AbstractMetaGradient
@@ -92,7 +93,7 @@ def side_by_side(
         return 1
     if num_tasks is None or num_tasks <= _GROUP_ON_CPU:
         return None
-    width = max(width for width in range(1, _GROUP_ON_CPU + 1) if num_tasks % width == 0)
+    width = group_size(num_tasks, _GROUP_ON_CPU)
     return width if width >= 5 else None  # smaller groups have not been measured
 
 
