@@ -44,5 +44,5 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
 
 
 def group_size(count: int, most: int) -> int:
-    """How many of `count` rows to take at a time: the largest divisor of `count` that is at most `most`, at least 1."""
+    """How many of `count` rows to take at a time: the largest divisor of `count` up to `most`, and at least 1."""
     return max(size for size in range(1, max(min(most, count), 1) + 1) if count % size == 0)
