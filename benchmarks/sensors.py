@@ -130,6 +130,7 @@ def main() -> None:
     }
     for name, value in means.items():
         print(f"{name:>26}: {value:.3f}")
+    del evaluation["run"]  # a folder that is gone
     write_json(options.out / "sensors.json", {"rates": rates, "evaluation": evaluation} | means)
 
 
