@@ -94,22 +94,6 @@ def test_a_shared_rate_and_factors_move_and_scale_together():
         np.testing.assert_allclose(leaf, 0.3 * np.exp(0.3) / 2, rtol=1e-13)
 
 
-def test_a_factor_rises_to_a_thousand_and_falls_without_end():
-    rate = FactoredRate(0.3)
-    shared, own = jnp.asarray(2.0), {"body": jnp.array([-50.0, 0.5, 6.9, 7.0, 80.0])}
-    meta = rate.confined(MetaParams(PARAMS, Factored(shared, own)))
-    assert meta.params is PARAMS
-    assert meta.rates.shared is shared
-    expected = [-50, 0.5, 6.9, np.log(1000), np.log(1000)]
-    np.testing.assert_allclose(meta.rates.own["body"], expected, rtol=1e-14)
-
-
-def test_other_rates_have_no_bounds():
-    meta = MetaParams(PARAMS, jnp.asarray(80.0))
-    assert FixedRate(0.1).confined(meta) is meta
-    assert LearnedRate(0.1).confined(meta) is meta
-
-
 @pytest.mark.parametrize("per", ["model", "layer", "parameter"])
 def test_learned_rates_stay_positive_and_are_differentiable(per):
     rate = LearnedRate(0.3, per)

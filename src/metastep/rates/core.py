@@ -1,7 +1,6 @@
 """The interface of a rate: an object apart from the adapter, whose values are leaves and never retrace."""
 
 import abc
-import math
 from typing import Any, Literal
 
 import equinox as eqx
@@ -41,10 +40,6 @@ class AbstractRate(eqx.Module):
         del objective, meta, episodes
         return state
 
-    def confined(self, meta: MetaParams) -> MetaParams:
-        """Meta-parameters whose learned rates are within their bounds, after a meta-step that has moved them."""
-        return meta
-
     @abc.abstractmethod
     def scaled(
         self, meta: MetaParams, state: RateState, factor: Array
@@ -74,9 +69,6 @@ class FixedRate(AbstractRate):
         self, meta: MetaParams, state: RateState, factor: Array
     ) -> tuple[MetaParams, RateState]:
         return meta, scale(factor, state)
-
-
-_LARGEST_FACTOR = 1_000.0
 
 
 class Factored(eqx.Module):
@@ -157,11 +149,6 @@ class LearnedRate(AbstractRate):
 class FactoredRate(AbstractRate):
     """Rates learned with the initialisation: one of the model times a factor of each parameter (`Factored`).
 
-    A factor may fall without end, as a parameter may leave off adapting, but rises to 1,000 at most. Adam moves a
-    logarithm by as much for a gradient that is hardly there as for a large one, so the rate of a parameter that no
-    task moves, such as one of a saturated unit, drifts upwards unopposed, and upsets the inner loop on the day that
-    something does move it.
-
     Attributes
     ----------
     start : the rate to begin with, above 0
@@ -185,11 +172,6 @@ class FactoredRate(AbstractRate):
         del state
         shared = meta.rates.shared
         return jax.tree.map(lambda own: jnp.exp(shared.astype(own.dtype) + own), meta.rates.own)
-
-    def confined(self, meta: MetaParams) -> MetaParams:
-        most = math.log(_LARGEST_FACTOR)
-        own = jax.tree.map(lambda leaf: jnp.minimum(leaf, most), meta.rates.own)
-        return MetaParams(meta.params, Factored(meta.rates.shared, own))
 
     def scaled(
         self, meta: MetaParams, state: RateState, factor: Array

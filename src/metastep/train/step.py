@@ -54,8 +54,7 @@ def attempt(
             _at_current_rate(learner, state),
             state.meta,  # pyright: ignore[reportArgumentType]
         )
-        moved = optax.apply_updates(state.meta, updates)  # pyright: ignore[reportArgumentType]
-        meta = learner.rate.confined(moved)  # pyright: ignore[reportArgumentType]
+        meta = optax.apply_updates(state.meta, updates)  # pyright: ignore[reportArgumentType]
     after = dataclasses.replace(
         state,
         iteration=state.iteration + 1,
