@@ -2,6 +2,7 @@
 
 import dataclasses
 import textwrap
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -19,6 +20,7 @@ from metastep.train import (
     RunFolder,
     TrainConfig,
     adapt_and_predict,
+    build_model,
     evaluate_run,
     load_run,
     load_tasks,
@@ -214,6 +216,16 @@ def test_sizes_are_set_where_the_tasks_have_them():
         own_tasks(TrainConfig(tasks=Lines, ways=3))
     assert load_tasks(TrainConfig(tasks=Lines)).description["shots"] == 6
     assert load_tasks(TrainConfig(tasks=Sides)).description["queries"] == 4  # counted, not said
+
+
+def test_partial_functions_are_as_good_as_functions():
+    config = TrainConfig(tasks=partial(Lines, shots=4), model=partial(mlp, hidden=(3,)))
+    found = load_tasks(config)
+    assert found.description["shots"] == 4
+    assert build_model(config, found.description).name == "mlp-3"
+    assert in_words(config.tasks) == in_words(Lines)
+    with pytest.raises(InputError, match=r"Lines\(\) failed: TypeError"):
+        load_tasks(TrainConfig(tasks=partial(Lines, nonsense=4)))
 
 
 def test_splits_keep_their_parts_apart():

@@ -28,7 +28,7 @@ def own_tasks(config: TaskConfig) -> TaskSplits:
     """
     found = _object("tasks", config.tasks)
     if not isinstance(found, AbstractTaskFamily | TaskSplits) and callable(found):
-        with telling(f"{found.__name__}()"):
+        with telling(f"{_name(found)}()"):
             found = found()
     if isinstance(found, AbstractTaskFamily):
         found = TaskSplits.same(found, type(found).__name__)
@@ -113,7 +113,7 @@ def own_model(choice: Any, input_shape: tuple[int, ...], output_size: int) -> Mo
     """
     found = _object("model", choice)
     if not isinstance(found, Model) and callable(found):
-        with telling(f"{found.__name__}({input_shape}, {output_size})"):
+        with telling(f"{_name(found)}({input_shape}, {output_size})"):
             found = found(input_shape, output_size)
     if not isinstance(found, Model):
         raise InputError(
@@ -172,9 +172,14 @@ def in_words(choice: Any) -> str:
     """What records and messages call an option."""
     if isinstance(choice, str):
         return choice
-    if isinstance(choice, Model | TaskSplits):
-        return f"{choice.name}{HANDED_OVER}"
-    return f"{getattr(choice, '__name__', type(choice).__name__)}{HANDED_OVER}"
+    return f"{_name(choice)}{HANDED_OVER}"
+
+
+def _name(found: Any) -> str:
+    if isinstance(found, Model | TaskSplits):
+        return found.name
+    found = getattr(found, "func", found)  # of a partial one
+    return getattr(found, "__name__", type(found).__name__)
 
 
 def plain_options(config: TaskConfig) -> dict[str, Any]:
