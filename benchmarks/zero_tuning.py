@@ -302,18 +302,45 @@ def renew(options: Options, name: str, found: dict[str, Any], folder: Path) -> d
     return found
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """Family -> budgets -> both sides, each a list of rows."""
+    record: dict[str, Any] = read_json(path) if path.exists() else {}
+    for found in (found for family in record.values() for found in family.values()):
+        if "grid" in found:
+            names, columns = found["grid"].keys(), found["grid"].values()
+            found["grid"] = [
+                dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)
+            ]
+    return record
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """As JSON in one line, the thousands of cells column by column: a name for each number would be most of it."""
+    kept = {
+        name: {budgets: _in_columns(found) for budgets, found in family.items()}
+        for name, family in record.items()
+    }
+    write_bytes(path, json.dumps(kept, separators=(",", ":"), allow_nan=False).encode())
+
+
+def _in_columns(found: dict[str, Any]) -> dict[str, Any]:
+    if "grid" not in found:
+        return found
+    names = dict.fromkeys(name for row in found["grid"] for name in row)
+    return found | {"grid": {name: [row.get(name) for row in found["grid"]] for name in names}}
+
+
 def main() -> None:
     """Run family after family."""
     options = tyro.cli(Options)
     path = options.out / "zero_tuning.json"
-    record: dict[str, Any] = read_json(path) if path.exists() else {}
+    record = read_record(path)
     with tempfile.TemporaryDirectory() as folder:
         for name in options.families if options.part != "none" else ():
             family = record.setdefault(name, {})
             found = family.get(options.budgets, {})
             family[options.budgets] = renew(options, name, found, Path(folder))
-            # Thousands of cells: a line each would be most of the file.
-            write_bytes(path, json.dumps(record, separators=(",", ":"), allow_nan=False).encode())
+            write_record(path, record)
             show(summaries({name: family}))
     show(summaries(record))
     draw(summaries(record), options.figures)

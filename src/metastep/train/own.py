@@ -1,7 +1,7 @@
 """Tasks, models and losses of the user's own: objects in Python, references where only text can be said."""
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -148,13 +148,13 @@ def own_loss(choice: Any) -> OutputLoss | None:
     """The loss that an option is or names, (outputs, targets) -> mean over examples; None for "auto"."""
     if choice == "auto":
         return None
-    found: Any = _object("loss", choice)
-    if not hasattr(found, "__call__"):  # noqa: B004 - `callable` would make it a function of unknown results
+    found = _object("loss", choice)
+    if not callable(found):
         raise InputError(
             f"the loss {in_words(choice)} is of type {type(found).__name__}; hand over a function of (outputs, "
             f"targets) that gives the mean over examples"
         )
-    return found
+    return cast(OutputLoss, found)
 
 
 def _object(option: str, choice: Any) -> Any:
@@ -188,7 +188,7 @@ def plain_options(config: TaskConfig) -> dict[str, Any]:
     return options | {name: in_words(options[name]) for name in _OWN if name in options}
 
 
-def with_own(config: Config, **own: Any) -> Config:
+def with_own(config: Config, *, tasks: Any = None, model: Any = None, loss: Any = None) -> Config:
     """A recorded configuration with the tasks, the model and the loss that it could only name.
 
     Raises
@@ -196,6 +196,7 @@ def with_own(config: Config, **own: Any) -> Config:
     InputError
         When something is handed over that the run did not have.
     """
+    own = {"tasks": tasks, "model": model, "loss": loss}
     given = {name: value for name, value in own.items() if value is not None}
     for name, value in given.items():
         if getattr(config, name) != in_words(value):
