@@ -85,12 +85,13 @@ def test_rates_json(capsys):
     low, high = record["alpha_interval"]
     assert 0 < low <= record["alpha"] <= high
     assert record["label_free_alpha"] > 0
+    assert record["alpha_chosen"] == max(record["alpha"], record["support_alpha"])
     assert 0 < record["predicted_gain"] < 1
     assert len(record["curve"]["alpha"]) == len(record["curve"]["measured"])
 
 
 def test_rates_rehearses_as_train_does(capsys, tmp_path):
-    few = ["--hidden", "8", "--iterations", "100", "--json"]
+    few = ["--hidden", "8", "--tasks-per-step", "3", "--iterations", "2000", "--json"]
     status, out, err = run(capsys, "rates", "sinusoid", "--rehearse", *few)
     asked = json.loads(out)
     assert status == 0
@@ -104,7 +105,7 @@ def test_rates_rehearses_as_train_does(capsys, tmp_path):
     trained = json.loads(out)
     assert trained["alpha"] == pytest.approx(asked["alpha_chosen"], rel=1e-12)
     assert trained["meta_lr"] == pytest.approx(asked["meta_lr"], rel=1e-12)
-    assert "in a run of 100 meta-steps" in asked["meta_lr_reason"]
+    assert "in a run of 2,000 meta-steps" in asked["meta_lr_reason"]
 
 
 def test_rates_of_a_run_of_no_length(capsys):

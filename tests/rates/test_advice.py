@@ -1,6 +1,8 @@
 """The advice as users get it: right where the truth is known, cautious where the estimate fails."""
 
+import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,8 @@ from metastep import Batch, Episode
 from metastep._errors import InputError
 from metastep.adapt import GradientAdapter
 from metastep.models import Objective, linear, mlp
-from metastep.rates import advise_rates
+from metastep.rates import RateAdvice, advise_rates, learned_start
+from metastep.rates.advice import AlphaCurve
 from metastep.tasks import AbstractTaskFamily, MixedLinear, Sinusoid
 
 CENTRE, SPREAD, NOISE, SHOTS = np.array([1.0, -0.5, 0.0, 2.0]), 0.8, 0.5, 6
@@ -72,6 +75,51 @@ def test_the_label_free_rate_is_h6_for_gaussian_inputs():
     assert abs(advice.label_free_alpha - expected) < high - low
     # p2^2 / (p1 p3) with E G = K I, E G^2 = K (K + d + 1) I.
     assert advice.label_free_gain == pytest.approx(SHOTS / (SHOTS + dim + 1), rel=0.15)
+
+
+def test_the_support_rate_is_the_least_of_the_support_loss_itself():
+    # w = 0, gradient (2/K) (G c + Phi' noise): moments of the Wishart matrix G, E G^3 among them.
+    advice = advice_on_linear_tasks()
+    dim, signal = len(CENTRE), CENTRE @ CENTRE + SPREAD**2
+    second = SHOTS * (SHOTS + dim + 1)
+    third = SHOTS * (SHOTS**2 + dim**2 + 3 * SHOTS * dim + 3 * SHOTS + 3 * dim + 4)
+    slope = 4 / SHOTS**2 * (second * signal + NOISE**2 * SHOTS * dim)
+    curvature = 8 / SHOTS**3 * (third * signal + NOISE**2 * second * dim)
+    low, high = advice.support_interval
+    assert low < advice.support_alpha < high
+    assert abs(advice.support_alpha - slope / curvature) < high - low
+    assert high - low < 0.1 * advice.support_alpha  # the test can tell
+
+
+def measured(alpha_chosen: float, support_alpha: float, losses=(1.0, 0.5, 1.5, 4.0)) -> RateAdvice:
+    """Advice that tried the rates 0, 1, 2 and 4."""
+    rates = [0.0, 1.0, 2.0, 4.0]
+    curve = AlphaCurve(rates, list(losses), [0.0] * 4, [0.0] * 4)
+    return dataclasses.replace(
+        advice_on_linear_tasks(), alpha_chosen=alpha_chosen, alpha_reason="measured",
+        support_alpha=support_alpha, curve=curve,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("support", "losses", "start"),
+    [
+        (0.5, (1.0, 0.5, 1.5, 4.0), 1.0),  # smaller: what was measured stays
+        (2.0, (1.0, 0.5, 1.5, 4.0), 2.0),  # larger, and dearer before training than no step
+        (3.0, (1.0, 0.5, 1.5, 4.0), 1.0),  # more than twice as dear: 2.75
+        (9.0, (1.0, 0.5, 1.5, 1.9), 4.0),  # no further than what was tried
+        (2.0, (1.0, 0.5, math.inf, math.inf), 1.0),
+        (2.0, (1.0, 0.5, math.nan, math.nan), 1.0),
+        (2.0, (-1.0, -1.5, -0.5, 9.0), 2.0),  # losses may be negative
+        (2.0, (-1.0, -1.5, 0.5, 9.0), 1.0),
+    ],
+)
+def test_a_learned_rate_starts_at_the_larger_of_the_two_unless_that_ruins_the_model(
+    support, losses, start
+):
+    found, reason = learned_start(measured(1.0, support, losses))
+    assert found == pytest.approx(start)
+    assert reason.startswith("measured" if start == 1 else "the best rate for the support set")
 
 
 def test_without_trouble_the_estimate_is_chosen():

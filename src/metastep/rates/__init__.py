@@ -1,6 +1,6 @@
 """Which alpha (and beta) now: prescribed and learned rates, and what theory and measurement advise."""
 
-from metastep.rates.advice import RateAdvice, advise_rates
+from metastep.rates.advice import RateAdvice, advise_rates, learned_start
 from metastep.rates.core import AbstractRate, Factored, FactoredRate, FixedRate, LearnedRate
 from metastep.rates.curvature import Extremes, extreme_eigenvalues
 from metastep.rates.edges import StabilityEdge, TaskCurvature, stability_edge, task_curvature
@@ -33,6 +33,7 @@ from metastep.rates.smoothness import (
     estimate_smoothness,
     fallah_step,
 )
+from metastep.rates.trend import Trend
 
 __all__ = [
     "OPTIMIZERS",
@@ -61,6 +62,7 @@ __all__ = [
     "SmoothnessConstants",
     "StabilityEdge",
     "TaskCurvature",
+    "Trend",
     "advise_rates",
     "default_meta_lr",
     "estimate_smoothness",
@@ -70,6 +72,7 @@ __all__ = [
     "label_aware_terms",
     "label_free_terms",
     "largest_stable_rate",
+    "learned_start",
     "make_optimizer",
     "make_rate",
     "meta_curvature",

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,7 @@ class RateAdvice:
     ----------
     alpha, alpha_interval : label-aware estimate and its 95 % interval over tasks
     label_free_alpha, label_free_interval : (H.6), from the inputs alone
+    support_alpha, support_interval : the label-aware rate if the support set were its own query set
     predicted_gain : share of the query loss one step at `alpha` removes, by the quadratic
     label_free_gain : the same if task optima were isotropic and labels exact, as (H.6) assumes; on real
         tasks it is optimistic, often by far
@@ -64,6 +66,8 @@ class RateAdvice:
     alpha_interval: list[float]
     label_free_alpha: float
     label_free_interval: list[float]
+    support_alpha: float
+    support_interval: list[float]
     predicted_gain: float
     label_free_gain: float
     alpha_chosen: float
@@ -93,7 +97,7 @@ def advise_rates(
     family : where tasks come from
     key : for the tasks and probes
     query_loss : adapts and judges, as training will; used to check the estimate
-    num_tasks : tasks for the label-aware estimate, at least 2; the check and the label-free estimate use the
+    num_tasks : tasks for the label-aware estimates, at least 2; the check and the label-free estimate use the
         first 32 of them
     restrict : zeroes the gradient of parameters the inner loop leaves alone (ANIL)
     tasks_at_once : tasks computed side by side; None for all
@@ -117,15 +121,18 @@ def advise_rates(
 
         return jax.device_get(compute(params, keys[:count], rest))
 
-    aware = over_tasks(
-        lambda p, episode: label_aware_terms(objective, p, episode, restrict), num_tasks
-    )
+    def on_query_and_support(p: Params, episode: Episode) -> tuple[AwareTerms, AwareTerms]:
+        terms = partial(label_aware_terms, objective, p, restrict=restrict)
+        return terms(episode), terms(Episode(episode.support, episode.support))
+
+    aware, fitted = over_tasks(on_query_and_support, num_tasks)
     free = over_tasks(
         lambda p, episode, probe: label_free_terms(objective, p, episode, probe, restrict),
         few,
         jax.random.split(probe_key, few),
     )
     estimate = ratio_estimate(aware.slope, aware.curvature)
+    support = ratio_estimate(fitted.slope, fitted.curvature)
     label_free = ratio_estimate(free.second, free.third)
     centre = estimate.value if estimate.value > 0 else label_free.value
     rates = np.concatenate([[0.0], centre * _CURVE_FACTORS])
@@ -134,7 +141,8 @@ def advise_rates(
         lambda p, episode: jax.lax.map(lambda alpha: query_loss(p, episode, alpha), tried), few
     )
     checked = jax.tree.map(lambda terms: terms[:few], aware)
-    return _advice(estimate, label_free, aware, free, _curve(rates, losses, checked), num_tasks)
+    curve = _curve(rates, losses, checked)
+    return _advice(estimate, support, label_free, aware, free, curve, num_tasks)
 
 
 def _curve(rates: np.ndarray, losses: np.ndarray, aware: AwareTerms) -> AlphaCurve:
@@ -151,6 +159,7 @@ def _curve(rates: np.ndarray, losses: np.ndarray, aware: AwareTerms) -> AlphaCur
 
 def _advice(
     estimate: RatioEstimate,
+    support: RatioEstimate,
     label_free: RatioEstimate,
     aware,
     free,
@@ -165,6 +174,8 @@ def _advice(
         alpha_interval=estimate.interval,
         label_free_alpha=label_free.value,
         label_free_interval=label_free.interval,
+        support_alpha=support.value,
+        support_interval=support.interval,
         predicted_gain=float(gain) if estimate.value > 0 else 0.0,
         label_free_gain=float(free_gain),
         alpha_chosen=chosen,
@@ -212,3 +223,29 @@ def _choose(
         chosen = float(rates[best])
         reason += "; trying it out showed the quadratic to be too optimistic, so the best rate tried is used"
     return float(chosen), reason, warnings
+
+
+def learned_start(advice: RateAdvice) -> tuple[float, str]:
+    """Where a rate that is learned with the initialisation should start, and why.
+
+        max(alpha_chosen, support_alpha)
+
+    The label-aware rate is small where little of what the support set teaches carries over to the query set, as with
+    the features of an untrained network. Meta-training makes it carry over, and then the rate that is best for the
+    query set is the one that is best for the support set itself. A learned rate gets there by itself, but a short run
+    has no time for it.
+
+    Parameters
+    ----------
+    advice : what was measured; a start that trying it out shows to ruin the model before it is trained (a loss
+        that more than doubles) is left alone, and so are rates beyond those tried
+    """
+    rates, losses = np.array(advice.curve.alpha), np.array(advice.curve.measured)
+    start = min(advice.support_alpha, float(rates[-1]))
+    tried = np.interp(start, rates, np.nan_to_num(losses, nan=np.inf, posinf=np.inf))
+    if start <= advice.alpha_chosen or not tried - losses[0] <= abs(losses[0]):
+        return advice.alpha_chosen, advice.alpha_reason
+    return start, (
+        f"the best rate for the support set itself; that for the query set, {advice.alpha_chosen:.3g}, tends to it "
+        "as meta-training makes more of what is learned from the support set carry over"
+    )

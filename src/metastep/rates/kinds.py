@@ -16,10 +16,12 @@ class RateKind:
     ----------
     make : (starting value, restriction to what adapts) -> rate
     summary : what it does, for reports
+    learned : whether the outer optimiser moves it on from there
     """
 
     make: Callable[[float, Restrict], AbstractRate]
     summary: str
+    learned: bool = False
 
 
 RATES: dict[str, RateKind] = {
@@ -27,18 +29,22 @@ RATES: dict[str, RateKind] = {
         lambda start, restrict: FactoredRate(start),
         "each parameter has an alpha of its own, a shared rate times a factor, all learned with the initialisation "
         "by the outer optimiser",
+        learned=True,
     ),
     "meta-sgd": RateKind(
         lambda start, restrict: LearnedRate(start, "parameter"),
         "each parameter has an alpha of its own, learned with the initialisation by the outer optimiser",
+        learned=True,
     ),
     "per-layer": RateKind(
         lambda start, restrict: LearnedRate(start, "layer"),
         "each array of parameters has an alpha of its own, learned with the initialisation",
+        learned=True,
     ),
     "learned": RateKind(
         lambda start, restrict: LearnedRate(start),
         "one alpha, learned with the initialisation by the outer optimiser",
+        learned=True,
     ),
     "fixed": RateKind(lambda start, restrict: FixedRate(start), "alpha stays where it starts"),
     "label-free": RateKind(

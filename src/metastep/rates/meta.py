@@ -135,7 +135,7 @@ OPTIMIZERS: dict[str, OuterOptimizer] = {
         "a step changes an array by at most about this share of the size it starts with, and a learned rate by two "
         f"thirds of it: a tenth in a run of 1,000 meta-steps, more in shorter and less in longer ones; {_BENCHMARK}",
         power=-0.25,
-        schedule="wsd",
+        schedule="until-flat",
         unit_length=True,
         sized=True,
     ),
@@ -182,7 +182,7 @@ _WARM_UP = 0.05
 """Share of a run over which a decaying rate rises from 0: moments and learned alphas settle first."""
 _USUAL_LENGTH = 1_000
 _COOL_DOWN = 0.2
-"""Share of a run, at its end, over which "wsd" falls to 0."""
+"""Share of a run, at its end, over which "wsd" falls to 0, and "until-flat" at the latest."""
 
 
 @source("li2026", "peak rate as a power of the horizon", "as printed", "the power found by trying")
@@ -201,21 +201,31 @@ def make_optimizer(name: str, meta_lr: float) -> optax.GradientTransformation:
     return optax.inject_hyperparams(OPTIMIZERS[name].build)(learning_rate=meta_lr)
 
 
-def _constant(progress: Array) -> Array:
+def _constant(progress: Array, flat: Array) -> Array:
+    del flat
     return jnp.ones_like(progress)
 
 
 @source("hu2024", "warmup-stable-decay", "as printed", "with a linear decay")
-def _warmup_stable_decay(progress: Array) -> Array:
+def _warmup_stable_decay(progress: Array, flat: Array) -> Array:
+    del flat
     return _warm_up(progress) * jnp.minimum((1 - progress) / _COOL_DOWN, 1)
 
 
+@source("hu2024", "warmup-stable-decay", "corrected", "stable for as long as the loss falls")
+def _until_flat(progress: Array, flat: Array) -> Array:
+    decay = jnp.maximum(1 - flat, _COOL_DOWN)
+    return _warm_up(progress) * jnp.minimum((1 - progress) / decay, 1)
+
+
 @source("defazio2023", "linear decay to zero", "as printed", "after a warm-up of 5 % of the run")
-def _linear(progress: Array) -> Array:
+def _linear(progress: Array, flat: Array) -> Array:
+    del flat
     return _warm_up(progress) * jnp.minimum((1 - progress) / (1 - _WARM_UP), 1)
 
 
-def _cosine(progress: Array) -> Array:
+def _cosine(progress: Array, flat: Array) -> Array:
+    del flat
     left = jnp.clip((progress - _WARM_UP) / (1 - _WARM_UP), 0, 1)
     return _warm_up(progress) * (1 + jnp.cos(jnp.pi * left)) / 2
 
@@ -224,24 +234,31 @@ def _warm_up(progress: Array) -> Array:
     return jnp.minimum(progress / _WARM_UP, 1)
 
 
-SCHEDULES: dict[str, Callable[[Array], Array]] = {
+SCHEDULES: dict[str, Callable[[Array, Array], Array]] = {
+    "until-flat": _until_flat,
     "wsd": _warmup_stable_decay,
     "linear": _linear,
     "cosine": _cosine,
     "constant": _constant,
 }
+"""Name -> (share of the run that is over, share at which the loss was found flat) -> share of the peak meta rate."""
 
 
 def schedule_factor(
-    name: str, iteration: Int[Array, ""], horizon: Int[Array, ""]
+    name: str,
+    iteration: Int[Array, ""],
+    horizon: Int[Array, ""],
+    flat_since: Int[Array, ""] | int = -1,
 ) -> Float[Array, ""]:
     """The share, in [0, 1], of the peak meta rate that meta-step number `iteration` (from 0) takes.
 
     Parameters
     ----------
-    name : "wsd" (warmup-stable-decay) rises over the first 5 % of the run and falls to 0 over the last 20 %; "linear"
-        and "cosine" rise likewise and fall from there on; "constant" is 1
+    name : "wsd" (warmup-stable-decay) rises over the first 5 % of the run and falls to 0 over the last 20 %;
+        "until-flat" does the same but begins to fall as soon as the loss is flat; "linear" and "cosine" rise likewise
+        and fall from there on; "constant" is 1
     iteration, horizon : meta-steps done, and in all; data, so that a longer run does not recompile
+    flat_since : the meta-step at which the training loss was found flat (`Trend`), -1 while it falls
 
     References
     ----------
@@ -256,4 +273,6 @@ def schedule_factor(
     # Half a step in, so that neither the first nor the last meta-step is wasted on a rate of 0.
     done, total = (jnp.asarray(count, float) for count in (iteration, jnp.maximum(horizon, 1)))
     progress = (done + 0.5) / total
-    return jnp.clip(SCHEDULES[name](progress), 0, 1)
+    since = jnp.asarray(flat_since, float)
+    flat = jnp.where(since < 0, 1, since / total)
+    return jnp.clip(SCHEDULES[name](progress, flat), 0, 1)

@@ -30,6 +30,7 @@ def rates_rows(record: dict[str, Any]) -> list[Row]:
     rows = [
         _rate(record, "alpha_chosen", "α used", note="alpha_reason"),
         _rate(record, "alpha", "α of least query loss", bounds="alpha_interval"),
+        _rate(record, "support_alpha", "α of least support loss", bounds="support_interval"),
         _rate(record, "label_free_alpha", "α without labels", bounds="label_free_interval"),
         _rate(record, "alpha_max", "largest stable α", note="alpha_max_reason"),
         _word(record, "rate", "α in training", note="rate_reason"),

@@ -9,7 +9,14 @@ import numpy as np
 from metastep._errors import InputError
 from metastep._records import to_plain
 from metastep.adapt import GradientAdapter
-from metastep.rates import RATES, RateAdvice, advise_rates, default_meta_lr, meta_edge
+from metastep.rates import (
+    RATES,
+    RateAdvice,
+    advise_rates,
+    default_meta_lr,
+    learned_start,
+    meta_edge,
+)
 from metastep.tasks import batch_of_episodes
 from metastep.train.config import ProblemConfig, TrainConfig, check_config
 from metastep.train.learner import loss_after, side_by_side
@@ -55,9 +62,10 @@ def choose_rates(
 
     `announce` is told of rehearsals; `advice` is what `measure_rates` found, if that is known.
     """
-    record = to_plain(advice or measure_rates(config, task_set)) if config.alpha == "auto" else {}
-    if config.alpha != "auto":
-        record |= {"alpha_chosen": config.alpha, "alpha_reason": "given by the user"}
+    if config.alpha == "auto":
+        record = _measured(config, advice or measure_rates(config, task_set))
+    else:
+        record = {"alpha_chosen": config.alpha, "alpha_reason": "given by the user"}
     alpha = float(record["alpha_chosen"])
     meta_lr, meta_reason = choose_meta_lr(config, task_set, alpha)
     rehearsals = rehearse(config, task_set, alpha, meta_lr, announce)
@@ -73,6 +81,15 @@ def choose_rates(
         "optimizer": config.optimizer,
         "schedule": config.schedule,
     }
+
+
+def _measured(config: TrainConfig, advice: RateAdvice) -> dict[str, Any]:
+    """What was measured as a record; a rate that is learned may start elsewhere."""
+    record = to_plain(advice)
+    if RATES[config.rate].learned:
+        start, reason = learned_start(advice)
+        record |= {"alpha_chosen": start, "alpha_reason": reason}
+    return record
 
 
 def _after_rehearsals(config: TrainConfig, rehearsals: Rehearsals, reason: str) -> dict[str, Any]:

@@ -40,7 +40,7 @@ RateName = Literal[
     "edge",
 ]
 DerivativeName = Literal["auto", "plain", "checkpointed", "forward"]
-ScheduleName = Literal["auto", "wsd", "linear", "cosine", "constant"]
+ScheduleName = Literal["auto", "until-flat", "wsd", "linear", "cosine", "constant"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,9 +118,9 @@ class TrainConfig(ProblemConfig):
     alpha: float | Literal["auto"] = "auto"
     """Adaptation (inner) rate for a mean loss. auto: estimated before training from tasks and model."""
     rehearse: bool = True
-    """Where alpha is auto and the run has at least 100 meta-steps: try the measured alpha, and rates three times
-    larger or smaller while they do clearly better, in short trainings of a hundredth of the run each, but at least
-    20 meta-steps and at most 200."""
+    """Where alpha is auto and the run has at least 2,000 meta-steps: try the measured alpha, and rates three times
+    larger or smaller while they do clearly better, in at most four short trainings of a hundredth of the run each
+    (at most 200 meta-steps)."""
     rate: RateName = "auto"
     """What becomes of alpha in training. Learned with the initialisation: shared-meta-sgd (a shared one times a
     factor of each parameter), meta-sgd (one for each parameter), per-layer, learned (a single one). Followed by
@@ -130,8 +130,9 @@ class TrainConfig(ProblemConfig):
     """Meta (outer) rate at its peak. auto: a default argued for in the report."""
     schedule: ScheduleName = "auto"
     """Course of the meta rate: wsd (warmup-stable-decay: up over 5 % of the run, down to 0 over its last 20 %),
-    linear or cosine (up likewise, then down to the end), constant. auto: constant where --meta-lr is given, else
-    wsd for relative-adam and linear for other optimisers."""
+    until-flat (the same, but down from where the training loss stops falling, if that is earlier), linear or cosine
+    (up likewise, then down to the end), constant. auto: constant where --meta-lr is given, else until-flat for
+    relative-adam and linear for other optimisers."""
     back_offs: int = 10
     """How often a run that leaves the finite numbers goes back to its last good state and on with half the rate
     that is to blame. 0 stops at once with the diagnosis."""

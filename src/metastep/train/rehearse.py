@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from metastep.rates import RATES
 from metastep.train.build import build_learner
 from metastep.train.config import TrainConfig
 from metastep.train.problem import TaskSet, split_keys
@@ -24,19 +25,19 @@ from metastep.train.step import compile_advance
 # Rehearsed rates are this far apart, at most so many of them, and the next one must be better by this share and at
 # this level of a one-sided test.
 _FACTOR, _MOST, _MARGIN, _LEVEL = 3.0, 4, 0.01, 0.05
-# Shorter runs than this are over before a rehearsal would pay.
-_SHORTEST_RUN = 100
-_LONGEST = 200
-_REHEARSED = ("shared-meta-sgd", "meta-sgd", "per-layer", "learned", "fixed")
+# All rehearsals together cost at most 4 % of a run. Where that is too short to tell rates apart, there are none.
+_SHARE, _SHORTEST, _LONGEST = 0.01, 20, 200
 
 
 def rehearsal_length(config: TrainConfig) -> int:
-    """Meta-steps of one rehearsal: a hundredth of the run, at least 20 and at most 200; 0 for none."""
-    iterations = config.iterations or 0
-    takes_part = config.rehearse and config.rate in _REHEARSED and config.algorithm != "erm"
-    if not takes_part or config.alpha != "auto" or iterations < _SHORTEST_RUN:
+    """Meta-steps of one rehearsal: a hundredth of the run and at most 200; 0 for none, if these are less than 20."""
+    takes_part = config.rate == "fixed" or RATES[config.rate].learned
+    if not (
+        takes_part and config.rehearse and config.alpha == "auto" and config.algorithm != "erm"
+    ):
         return 0
-    return min(max(iterations // 100, 20), _LONGEST)
+    steps = int(_SHARE * (config.iterations or 0))
+    return min(steps, _LONGEST) if steps >= _SHORTEST else 0
 
 
 Announce = Callable[[str, dict[str, Any]], None]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from metastep._types import MetaParams
+from metastep.rates import Trend
 from metastep.train.learner import Learner, initial_meta
 
 HEALTHY, INNER_LOOP, OUTER_LOOP = 0, 1, 2
@@ -97,6 +98,7 @@ class TrainState(eqx.Module):
     iteration : meta-steps done
     meta, optimizer_state, rate_state : what is trained, and what trains it
     window : sums for the next row of metrics
+    trend : whether the loss still falls, which the schedule of the meta rate may ask
     best : what validated best
     reference : unadapted loss of the first meta-step, the scale that divergence is judged by
     meta_lr, horizon : peak meta rate, and the meta-steps it is spread over
@@ -109,6 +111,7 @@ class TrainState(eqx.Module):
     optimizer_state: Any
     rate_state: Any
     window: Window
+    trend: Trend
     best: Best
     reference: Float[Array, ""]
     meta_lr: Float[Array, ""]
@@ -118,7 +121,7 @@ class TrainState(eqx.Module):
     incidents: Incidents
 
 
-MOVING = ("iteration", "meta", "optimizer_state", "rate_state", "window", "reference")
+MOVING = ("iteration", "meta", "optimizer_state", "rate_state", "window", "trend", "reference")
 """What a meta-step changes; the rest of the state changes only when something is amiss, or between dispatches."""
 
 
@@ -150,6 +153,7 @@ def _initial_state(learner: Learner, key: PRNGKeyArray, horizon: int) -> TrainSt
         optimizer_state=optimizer_state,
         rate_state=rate_state,
         window=Window.empty(),
+        trend=Trend.begin(horizon),
         best=Best(jnp.full((), -jnp.inf), jnp.zeros((), int), meta, rate_state),
         reference=jnp.full((), jnp.nan),
         meta_lr=jnp.asarray(hyperparams.get("learning_rate", jnp.nan), float),

@@ -55,14 +55,19 @@ def attempt(
             state.meta,  # pyright: ignore[reportArgumentType]
         )
         meta = optax.apply_updates(state.meta, updates)  # pyright: ignore[reportArgumentType]
+    first = state.iteration == 0
+    reference = jnp.where(first, jnp.mean(outcomes.loss_before), state.reference)
     after = dataclasses.replace(
         state,
         iteration=state.iteration + 1,
         meta=meta,
         optimizer_state=optimizer_state,
         rate_state=rate_state,
+        trend=state.trend.after(
+            state.iteration + 1, state.horizon, jnp.mean(outcomes.loss), reference
+        ),
         window=_record(state.window, outcomes, norm(gradient)),
-        reference=jnp.where(state.iteration == 0, jnp.mean(outcomes.loss_before), state.reference),
+        reference=reference,
     )
     return after, outcomes
 
@@ -72,7 +77,9 @@ def _at_current_rate(learner: Learner, state: TrainState) -> Any:
     hyperparams = getattr(state.optimizer_state, "hyperparams", {})
     if "learning_rate" not in hyperparams:
         return state.optimizer_state
-    share = schedule_factor(learner.schedule, state.iteration, state.horizon)
+    share = schedule_factor(
+        learner.schedule, state.iteration, state.horizon, state.trend.flat_since
+    )
     rate = (state.meta_lr * share).astype(hyperparams["learning_rate"].dtype)
     return state.optimizer_state._replace(hyperparams=hyperparams | {"learning_rate": rate})
 
