@@ -40,6 +40,7 @@ from metastep.theory.features import (
     random_matrix_features,
 )
 from metastep.theory.finite_tasks import (
+    average_risk_rate,
     finite_task_coefficient,
     finite_task_scatter,
 )
@@ -167,6 +168,7 @@ __all__ = [
     "adaptation_bias_bound",
     "adapted_distance",
     "average_risk",
+    "average_risk_rate",
     "batch_rate",
     "batch_rate_as_printed",
     "batch_size_conditions",
