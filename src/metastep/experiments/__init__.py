@@ -32,7 +32,9 @@ _MODULES = (
     "takagi_sinusoid",
     "takagi_omniglot",
     "fallah_fosp",
+    "fallah_floors",
     "fallah_surrogate",
+    "fallah_step_size",
     "finn_sinusoid",
     "anil_omniglot",
 )
