@@ -19,6 +19,10 @@ from metastep.theory.convergence import (
     iteration_bound,
     sampling_gap_bound,
 )
+from metastep.theory.descent import (
+    largest_rate,
+    log_contraction,
+)
 from metastep.theory.distances import (
     adapted_distance,
     distance_gap,
@@ -207,9 +211,11 @@ __all__ = [
     "iteration_bound",
     "label_aware_rate",
     "label_minimiser",
+    "largest_rate",
     "layer_rates",
     "limit_rate",
     "limit_risk",
+    "log_contraction",
     "many_shots_rate_as_printed",
     "max_adaptation_rate",
     "max_meta_rate",
