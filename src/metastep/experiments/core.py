@@ -138,8 +138,3 @@ def standard_error(values: Any) -> np.ndarray:
     """Of the mean over the first axis, of independent repeats."""
     repeats = np.asarray(values, float)
     return repeats.std(0, ddof=1) / len(repeats) ** 0.5
-
-
-def floats(values: Any) -> list:
-    """An array as (nested) lists of Python floats."""
-    return np.asarray(values, float).tolist()

@@ -15,7 +15,6 @@ from metastep.experiments.core import (
     Claim,
     Experiment,
     Report,
-    floats,
     from_to,
     log_slope,
     verdict_of,
@@ -67,8 +66,8 @@ def _coefficients(dim: int) -> dict[str, list[float]]:
         "g3": count(1, 1, 1),
         "g2_corrected": doubled,
     }
-    return {"order": floats(np.arange(orders))} | {
-        name: floats(np.pad(column, (0, orders - len(column)))) for name, column in columns.items()
+    return {"order": np.arange(float(orders))} | {
+        name: np.pad(column, (0, orders - len(column))) for name, column in columns.items()
     }
 
 
