@@ -42,7 +42,7 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     return {"coefficients": _coefficients(config.dim), "limits": _limits(config.variances)}
 
 
-def _coefficients(dim: int) -> dict[str, list[float]]:
+def _coefficients(dim: int) -> dict[str, np.ndarray]:
     """How many index tuples give each moment: g1 in E.3, g2 in E.4 (one shot) as printed, g3 (many shots).
 
     Indices run from 0 to dim - 1: j + m, 3 j + m + 2 l and j + m + l. The corrected one-shot moment
