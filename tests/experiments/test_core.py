@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from metastep import theory
-from metastep.experiments.core import from_to, standard_error
+from metastep.experiments.core import from_to, lowest_point, standard_error
 from metastep.experiments.logcosh import draw_problem, task_gradient_norms
 from metastep.experiments.networks import network_learner, train, train_at_rates
 from metastep.rates import FixedRate
@@ -19,6 +19,14 @@ from metastep.train import initial_state
 def test_evidence_shows_the_smallest_and_the_largest():
     assert from_to([2.0, 0.12345, 1.0]) == "0.123 to 2"
     assert from_to((x for x in (0.5, 0.25)), ".0%") == "25% to 50%"
+
+
+@pytest.mark.parametrize("best", [0.37, 0.02, 0.98])  # inside, and beside either end
+def test_lowest_point_of_a_parabola_is_its_vertex(best):
+    x = np.linspace(0, 1, 11)
+    place, height = lowest_point(x.tolist(), (3 * (x - best) ** 2 + 2).tolist())
+    assert place == pytest.approx(best)
+    assert height == pytest.approx(2)
 
 
 def test_standard_error_is_over_the_first_axis():

@@ -31,8 +31,10 @@ SIZES: dict[str, dict[str, Any]] = {
         "alphas": (0.003, 0.03, 0.9), "betas": (0.03, 0.3, 9.0), "iterations": 20, "tasks_per_step": 4,
         "edge_tasks": 3, "lanczos": 25, "warm_up": 0, "hidden": (8,),
     },
-    "fallah-fosp": {"steps": 100, "floor_steps": 100, "repeats": 2, "alphas": 3},
-    "fallah-surrogate": {"supports": (1, 2, 8), "draws": 500, "pairs": 50, "steps": 600, "samples": 10},
+    "fallah-fosp": {"alphas": 3},
+    "fallah-floors": {"steps": 100, "floor_steps": 100, "repeats": 2},
+    "fallah-surrogate": {"supports": (1, 2, 8), "draws": 500},
+    "fallah-step-size": {"pairs": 50, "steps": 600, "samples": 10},
     "anil-omniglot": {"iterations": 3, "test_tasks": 4, "evaluations": 1, "hidden": (8,)},
     "takagi-omniglot": {
         "iterations": 2, "alphas": (0.9, 9.0), "betas": (0.9, 90.0), "edge_tasks": 0, "hidden": (8,),
@@ -71,7 +73,15 @@ def _numbers(record: Any):
 
 
 @pytest.mark.parametrize(
-    "name", ["takagi-linear", "takagi-sinusoid", "fallah-fosp", "fallah-surrogate"]
+    "name",
+    [
+        "takagi-linear",
+        "takagi-sinusoid",
+        "fallah-fosp",
+        "fallah-floors",
+        "fallah-surrogate",
+        "fallah-step-size",
+    ],
 )
 def test_records_hold_numbers_and_can_be_drawn(name):
     records = _run(name)
@@ -287,12 +297,16 @@ def test_fallah_resting_points_by_iteration_in_numpy():
     assert max(records["rest"]["hfmaml"]) < 1e-8
 
 
-def test_fallah_fosp_verdicts_and_floors():
-    records = _run("fallah-fosp")
-    verdicts = _verdicts("fallah-fosp", records)
-    # MAML; FO-MAML; HF-MAML as printed; HF-MAML with a small delta; floors are bounds
-    assert verdicts[:5] == ["holds", "holds", "does not hold", "holds", "holds"]
-    k, alpha = records["constants"], records["alphas"][-1]
+def test_fallah_fosp_verdicts():
+    # MAML; FO-MAML; HF-MAML as printed; HF-MAML with a small delta
+    expected = ["holds", "holds", "does not hold", "holds"]
+    assert _verdicts("fallah-fosp", _run("fallah-fosp")) == expected
+
+
+def test_fallah_floors_are_those_of_the_theorem():
+    records = _run("fallah-floors")
+    assert _verdicts("fallah-floors", records)[0] == "holds"  # floors are bounds
+    k, alpha = records["constants"], records["alpha"]
     batch, support, query = records["floors"][0]["sizes"]
     noise = k["sigma_tilde"] ** 2
     base = k["sigma"] ** 2 / batch + noise / (batch * query) + noise / support
@@ -325,13 +339,17 @@ def test_fallah_surrogate_gap_by_enumeration():
 
 
 def test_fallah_surrogate_verdicts():
-    # bound; its rate is not that of the gap; smoothness lemma; moments; the rule converges
-    expected = ["holds", "does not hold", "holds", "holds", "holds"]
     records = _run("fallah-surrogate")
-    assert _verdicts("fallah-surrogate", records) == expected
+    # bound; its rate is not that of the gap
+    assert _verdicts("fallah-surrogate", records) == ["holds", "does not hold"]
     gaps = [row["gap"] for row in records["gaps"]]
     slope = math.log(gaps[-1] / gaps[0]) / math.log(8)
     assert slope == pytest.approx(-1, abs=0.1)
+
+
+def test_fallah_step_size_verdicts():
+    # smoothness lemma; moments; the rule converges
+    assert _verdicts("fallah-step-size", _run("fallah-step-size")) == ["holds"] * 3
 
 
 # --- Finn

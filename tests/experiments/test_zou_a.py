@@ -58,13 +58,6 @@ def test_path_is_the_weighted_least_squares_solution(path_records):
         np.testing.assert_allclose(design["distance"][1][3], distances.mean(), rtol=1e-9)
 
 
-def test_weighted_limit_counts_a_task_as_often_as_it_weighs(rng):
-    phi = rng.normal(size=(5, 4, 2))
-    repeated = np.concatenate([phi, phi[:2], phi[:2]])
-    weighted = zou_fig1._weighted_limit(phi, np.array([3.0, 3, 1, 1, 1]))
-    np.testing.assert_allclose(weighted, float(theory.limit_rate(repeated)), rtol=1e-12)
-
-
 def test_mean_distance_claims_read_the_lines(path_records):
     records = dict(path_records)
     multiples = [0.0, 1e-3, 0.5, 1.0, 2.0]

@@ -32,6 +32,7 @@ RATES = {
     "upper end as printed": (lambda x: theory.rate_interval_as_printed(x).upper, -2),
     "finite_task_coefficient": (theory.finite_task_coefficient, -2),
     "finite_task_scatter": (theory.finite_task_scatter, -2),
+    "average_risk_rate": (theory.average_risk_rate, -2),
     "multi_step_rate": (
         lambda x: theory.multi_step_rate(theory.gram_eigenvalues(x), x.shape[1], 3),
         -2,
@@ -58,7 +59,7 @@ RATES = {
     "distance_gap": (lambda x: theory.distance_gap(x, 0.3 * theory.limit_rate(x), 0.0, 2), 0),
     "sign_change_rate": (lambda x: theory.sign_change_rate(x, 0.0, 0), -2),
 }
-NOT_DIFFERENTIABLE = {"sign_change_rate"}
+NOT_DIFFERENTIABLE = {"average_risk_rate", "sign_change_rate"}
 ROWS = pytest.mark.parametrize("name", RATES)
 BOTH = pytest.mark.parametrize("shape", SHAPES, ids=str)
 

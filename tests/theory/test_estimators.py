@@ -46,6 +46,26 @@ def test_same_query_as_support_is_the_tied_rate():
     )
 
 
+@pytest.mark.parametrize("shape", [(4, 5, 2), (4, 2, 6)])
+def test_a_whole_weight_counts_as_copies_of_the_task(shape):
+    phi, query, cov = draw(*shape)
+    weights = np.array([2, 0, 1, 3])
+    copied, copied_query = (np.repeat(part, weights, axis=0) for part in (phi, query))
+    plain, noisy = (
+        {"weights": weights},
+        {"weights": 0.3 * weights, "task_cov": cov, "noise_var": 0.7},
+    )
+    for found, expected in (
+        (theory.limit_rate(phi, **plain), oracles.limit_rate(copied)),
+        (theory.limit_rate(phi, **noisy), oracles.limit_rate(copied, cov, 0.7)),
+        (
+            theory.limit_rate(phi, query, **noisy),
+            oracles.split_rate(copied, copied_query, cov, 0.7),
+        ),
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize("split", [False, True])
 def test_noise_aware_rate_minimises_the_simulated_risk(split):
     # The loss after one step is quadratic in alpha: three values give its minimum. Common random
@@ -163,6 +183,8 @@ PHI = np.ones((2, 3, 4))
         (lambda: theory.limit_rate(PHI, PHI[:1]), "phi_query has shape"),
         (lambda: theory.limit_rate(PHI, 0 * PHI), "phi_query is zero everywhere"),
         (lambda: theory.limit_rate(PHI, task_cov=np.eye(3)), "task_cov .* 4 x 4"),
+        (lambda: theory.limit_rate(PHI, weights=np.ones(1)), "weights has shape"),
+        (lambda: theory.limit_rate(PHI, weights=np.zeros(2)), "weights are all 0"),
         (lambda: theory.limit_rate(PHI, noise_var=-1.0), "noise_var is -1"),
         (lambda: theory.limit_rate(PHI, task_var=-1.0), "task_var is -1"),
         (lambda: theory.limit_rate(PHI, task_var=0), "task_var and noise_var are both 0"),

@@ -17,6 +17,19 @@ def best_rate(phi, population):
     return alpha
 
 
+@pytest.mark.parametrize("shape", [(40, 5, 3), (40, 2, 4)])
+def test_average_risk_rate_is_where_the_oracle_is_least(shape):
+    rng = np.random.default_rng(1)
+    phi, population = rng.normal(size=shape) + 0.2, rng.normal(size=(9, 6, shape[2])) - 0.1
+    for test in (phi, population):
+        np.testing.assert_allclose(
+            theory.average_risk_rate(phi, test), best_rate(phi, test), rtol=1e-6
+        )
+    np.testing.assert_allclose(
+        theory.average_risk_rate(phi), theory.average_risk_rate(phi, phi), rtol=1e-12
+    )
+
+
 @pytest.mark.parametrize("shape", [(6, 5, 3), (6, 2, 4)])
 def test_coefficient_predicts_the_shift(shape):
     # Copies of one sample have exactly the moments of that sample, so that only the terms of higher
@@ -53,3 +66,9 @@ def test_fewer_examples_than_features_are_refused():
         theory.finite_task_coefficient(np.ones((1, 2, 3)))
     with pytest.raises(InputError, match="phi has shape"):
         theory.finite_task_coefficient(np.ones((2, 3)))
+    with pytest.raises(InputError, match="average_risk_rate: phi holds 2 examples"):
+        theory.average_risk_rate(np.ones((1, 2, 3)))
+    with pytest.raises(InputError, match="phi_test has shape"):
+        theory.average_risk_rate(np.ones((2, 3, 2)), np.ones((2, 3, 3)))
+    with pytest.raises(InputError, match="phi_test is zero everywhere"):
+        theory.average_risk_rate(np.ones((2, 3, 2)), np.zeros((2, 3, 2)))

@@ -23,6 +23,7 @@ _MODULES = (
     "zou_fig4",
     "zou_fig5",
     "zou_fig6",
+    "zou_moments",
     "zou_fig8",
     "zou_fig9",
     "zou_table2",
@@ -32,7 +33,9 @@ _MODULES = (
     "takagi_sinusoid",
     "takagi_omniglot",
     "fallah_fosp",
+    "fallah_floors",
     "fallah_surrogate",
+    "fallah_step_size",
     "finn_sinusoid",
     "anil_omniglot",
 )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from metastep.experiments.core import Claim, Experiment, Report, floats, verdict_of
+from metastep.experiments.core import Claim, Experiment, Report, verdict_of
 from metastep.experiments.omniglot_runs import omniglot_options
 from metastep.report import style
 from metastep.report.lines import Series, draw
@@ -75,9 +75,9 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
         records[name] = {
             "curve": {
                 "iteration": found.milestones,
-                "accuracy": floats(found.test_metric[:, 0, 0, 0]),
-                "ci95": floats(found.test_metric_ci95[:, 0, 0, 0]),
-                "before": floats(found.unadapted_metric[:, 0, 0, 0]),
+                "accuracy": found.test_metric[:, 0, 0, 0],
+                "ci95": found.test_metric_ci95[:, 0, 0, 0],
+                "before": found.unadapted_metric[:, 0, 0, 0],
             },
             "seconds_per_step": _seconds_per_step(learner, tasks.splits, seed),
         }

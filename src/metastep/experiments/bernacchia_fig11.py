@@ -20,7 +20,7 @@ from metastep.experiments.core import (
     Claim,
     Experiment,
     Report,
-    floats,
+    lowest_point,
     standard_error,
     verdict_of,
 )
@@ -64,12 +64,12 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     best_test = 2 * float(theory.best_test_rate(least + config.spread**2, *test))
     return {
         "rates": {
-            "training_rate": floats(grid),
-            "distance": floats(mean),
-            "distance_error": floats(standard_error(distances)),
-            "same_rate": floats(_test_loss(config, mean, grid)),
-            "fixed_test_rate": floats(_test_loss(config, mean, config.fixed_rate)),
-            "best_test_rate": floats(_test_loss(config, mean, best_test)),
+            "training_rate": grid,
+            "distance": mean,
+            "distance_error": standard_error(distances),
+            "same_rate": _test_loss(config, mean, grid),
+            "fixed_test_rate": _test_loss(config, mean, config.fixed_rate),
+            "best_test_rate": _test_loss(config, mean, best_test),
         },
         "best_test_rate": best_test,
         "slope_at_zero": _slope_at_zero(grid, distances),
@@ -95,29 +95,29 @@ def _test_loss(config: Config, distance: Any, rate: Any) -> Any:
     return theory.expected_test_loss(from_optima, rate / 2, *sizes, config.noise**2) / 2
 
 
-def _slope_at_zero(grid: np.ndarray, distances: np.ndarray) -> dict[str, float]:
+def _slope_at_zero(grid: np.ndarray, distances: np.ndarray) -> dict[str, Any]:
     """Change of the distance across rate 0, paired over training sets: positive, the best rate is negative."""
     step = 0.02 + 1e-9
     near = np.flatnonzero(np.abs(grid) <= step)
     change = (distances[:, near[-1]] - distances[:, near[0]]) / (grid[near[-1]] - grid[near[0]])
-    return {"mean": float(change.mean()), "error": float(standard_error(change))}
+    return {"mean": change.mean(), "error": standard_error(change)}
 
 
-def _estimates(config: Config, rng: np.random.Generator) -> dict[str, float]:
+def _estimates(config: Config, rng: np.random.Generator) -> dict[str, Any]:
     """Rates from formulas, before any training: from features, and with noise, for n_t and n_r shots."""
     identity = np.eye(config.dim)
     known = {"noise_var": config.noise**2, "task_var": config.spread**2 / config.dim}
     rates = {}
     for name, shots in (("train", config.train_shots), ("test", config.test_shots)):
-        rates[f"split_{name}"] = 2 * float(theory.gaussian_split_rate(identity, shots))
+        rates[f"split_{name}"] = 2 * theory.gaussian_split_rate(identity, shots)
         phi, query = (rng.standard_normal((4000, n, config.dim)) for n in (shots, 2))
-        rates[f"noise_aware_{name}"] = 2 * float(theory.limit_rate(phi, query, **known))
+        rates[f"noise_aware_{name}"] = 2 * theory.limit_rate(phi, query, **known)
     return rates
 
 
 def _sampled(
     config: Config, rng: np.random.Generator, distance: float, rate: float
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """The test loss on sampled tasks against `_test_loss`, from a start at that distance from w0."""
     count = config.test_shots + 1  # one fresh example per task
     x = rng.standard_normal((config.test_tasks, count, config.dim))
@@ -128,9 +128,9 @@ def _sampled(
     gradient = np.einsum("nkd,nk->nd", x[:, :-1], errors[:, :-1]) / config.test_shots
     losses = (errors[:, -1] - rate * np.sum(x[:, -1] * gradient, axis=1)) ** 2 / 2
     return {
-        "loss": float(losses.mean()),
-        "error": float(losses.std() / math.sqrt(len(losses))),
-        "formula": float(_test_loss(config, distance, rate)),
+        "loss": losses.mean(),
+        "error": standard_error(losses),
+        "formula": _test_loss(config, distance, rate),
     }
 
 
@@ -175,14 +175,8 @@ def claims(records: dict[str, Any]) -> list[Claim]:
 
 
 def _minimum(records: dict[str, Any], column: str) -> tuple[float, float]:
-    """(training rate, loss) at the least loss of a column, by a parabola through its three lowest points."""
-    x, y = (np.asarray(records["rates"][name]) for name in ("training_rate", column))
-    middle = int(np.clip(np.argmin(y), 1, len(y) - 2))
-    parabola = np.polynomial.Polynomial.fit(
-        x[middle - 1 : middle + 2], y[middle - 1 : middle + 2], 2
-    )
-    best = float(parabola.deriv().roots()[0])
-    return best, float(parabola(best))
+    """(training rate, loss) at the least loss of a column."""
+    return lowest_point(records["rates"]["training_rate"], records["rates"][column])
 
 
 def _negative(records: dict[str, Any]) -> Claim:

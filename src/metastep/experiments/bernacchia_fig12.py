@@ -21,7 +21,6 @@ from metastep.experiments.core import (
     Experiment,
     Report,
     Verdict,
-    floats,
     standard_error,
     verdict_of,
 )
@@ -76,8 +75,8 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     losses = np.stack(tables)  # (seed, training rate, test rate, fold)
     return {
         "rates": list(config.rates),
-        "loss": floats(losses.mean((0, 3))),
-        "folds": floats(losses.mean(0)),
+        "loss": losses.mean((0, 3)),
+        "folds": losses.mean(0),
         "stopped": stopped.tolist(),
     }
 

@@ -40,7 +40,8 @@ class Report:
 
 
 Records = dict[str, Any]
-"""What a run found, as JSON can hold it. A dict or a list of rows of numbers also becomes a .csv."""
+"""What a run found: numbers, text and arrays, which are written as lists. A dict of columns or a list of rows also
+becomes a .csv."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +119,15 @@ def log_slope(x: Sequence[float], y: Sequence[float]) -> float:
     return float(np.polyfit(np.log(np.asarray(x)), np.log(np.asarray(y)), 1)[0])
 
 
+def lowest_point(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Place and height of the minimum of a sampled curve, by a parabola through its three lowest points."""
+    middle = int(np.clip(np.argmin(y), 1, len(y) - 2))
+    near = slice(middle - 1, middle + 2)
+    parabola = np.polynomial.Polynomial.fit(np.asarray(x[near]), np.asarray(y[near]), 2)
+    best = float(parabola.deriv().roots()[0])
+    return best, float(parabola(best))
+
+
 def from_to(values: Iterable[float], form: str = ".3g") -> str:
     """Smallest and largest as evidence shows them."""
     found = list(values)
@@ -128,8 +138,3 @@ def standard_error(values: Any) -> np.ndarray:
     """Of the mean over the first axis, of independent repeats."""
     repeats = np.asarray(values, float)
     return repeats.std(0, ddof=1) / len(repeats) ** 0.5
-
-
-def floats(values: Any) -> list:
-    """An array as (nested) lists of Python floats."""
-    return np.asarray(values, float).tolist()

@@ -31,9 +31,8 @@ class Config:
     betas: int = 17
     steps: int = 400
     bisections: int = 24
-    largest_alpha: float = (
-        1.65  # keeps 1 off the grid, where one direction neither shrinks nor grows
-    )
+    # It keeps 1 off the grid, where one direction neither shrinks nor grows.
+    largest_alpha: float = 1.65
     largest_beta: float = 32.0
 
 
@@ -51,44 +50,6 @@ def _meta_loss(form: Form, loss: Loss, alpha: Array) -> Loss:
     return lambda w: loss(w - alpha * jax.grad(loss)(w))
 
 
-def _training(form: Form, loss: Loss, start: Array, steps: int) -> Callable[[Array, Array], Array]:
-    """(alpha, beta) -> mean log10 factor by which a meta-step changes the distance from the minimum.
-
-    It is measured over the second half of the training; below zero meta-training converges. Around the
-    origin the training is linear, so the distance is divided out after each step: a run that diverges does
-    not overflow, and one that converges does not vanish.
-    """
-
-    def log_factor(alpha: Array, beta: Array) -> Array:
-        gradient = jax.grad(_meta_loss(form, loss, alpha))
-
-        def step(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            w, total = carry
-            moved = w - beta * gradient(w)
-            length = jnp.maximum(jnp.linalg.norm(moved), 1e-300)
-            counts = (index >= steps // 2).astype(w.dtype)
-            return moved / length, total + counts * jnp.log10(length)
-
-        total = jax.lax.fori_loop(0, steps, step, (start, jnp.zeros(())))[1]
-        return total / (steps - steps // 2)
-
-    return log_factor
-
-
-def _bisect(
-    converges: Callable[[Array], Array], low: Array, high: Array, count: int
-) -> tuple[Array, Array]:
-    """The largest rate that converges, halving [low, high] on a log scale `count` times."""
-
-    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends
-        middle = jnp.sqrt(low * high)
-        good = converges(middle)
-        return jnp.where(good, middle, low), jnp.where(good, high, middle)
-
-    return jax.lax.fori_loop(0, count, halve, (low, high))
-
-
 def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     """Train on the whole grid, find both limits by bisection, and compute them from the spectrum."""
     task = _draw_task(config, seed)
@@ -104,14 +65,13 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     forms = {}
     for index, form in enumerate(_FORMS):
         report(f"{form} MAML", index, len(_FORMS))
-        log_factor = _training(form, loss, start, config.steps)
+
+        def log_factor(alpha: Array, beta: Array, form: Form = form) -> Array:
+            gradient = jax.grad(_meta_loss(form, loss, alpha))
+            return theory.log_contraction(gradient, start, beta, config.steps)
+
         forms[form] = _limits(form, log_factor, spectrum, alphas, betas, config)
-    return {
-        "eigenvalues": spectrum.tolist(),
-        "alphas": alphas.tolist(),
-        "betas": betas.tolist(),
-        **forms,
-    }
+    return {"eigenvalues": spectrum, "alphas": alphas, "betas": betas, **forms}
 
 
 def _limits(
@@ -123,28 +83,25 @@ def _limits(
     lowest, highest = 0.5 / sharpest, 4 * config.largest_beta / sharpest
 
     def find_beta(alpha: Array) -> Array:
-        ends = _bisect(lambda beta: log_factor(alpha, beta) < 0, lowest, highest, config.bisections)
-        return jnp.where(log_factor(alpha, lowest) < 0, ends[0], 0.0)
+        def converges(beta: Array) -> Array:
+            return log_factor(alpha, beta) < 0
+
+        return theory.largest_rate(converges, lowest, highest, config.bisections)
 
     def find_alpha() -> Array:
-        # A rate that converges for every alpha below the limit: beta lambda <= 1 on all eigenvalues.
-        ends = _bisect(
-            lambda alpha: log_factor(alpha, 1 / sharpest) < 0,
-            0.1 / sharpest,
-            10 / sharpest,
-            config.bisections,
-        )
-        return ends[0]
+        def converges(alpha: Array) -> Array:  # beta lambda <= 1 on all eigenvalues
+            return log_factor(alpha, 1 / sharpest) < 0
+
+        return theory.largest_rate(converges, 0.1 / sharpest, 10 / sharpest, config.bisections)
 
     grid = jax.jit(jax.vmap(jax.vmap(log_factor, (None, 0)), (0, None)))(alphas, betas)
-    alpha_c = theory.max_adaptation_rate(spectrum, form)
     return {
-        "log_factor": grid.tolist(),
-        "beta_c": [float(theory.max_meta_rate(spectrum, a, form)) for a in alphas],
-        "beta_c_measured": jax.jit(jax.vmap(find_beta))(alphas).tolist(),
-        "beta_c_at_limit": float(theory.max_meta_rate(spectrum, 1 / sharpest, form)),
-        "alpha_c": float(alpha_c),
-        "alpha_c_measured": float(jax.jit(find_alpha)()) if form == "simplified" else None,
+        "log_factor": grid,
+        "beta_c": [theory.max_meta_rate(spectrum, a, form) for a in alphas],
+        "beta_c_measured": jax.jit(jax.vmap(find_beta))(alphas),
+        "beta_c_at_limit": theory.max_meta_rate(spectrum, 1 / sharpest, form),
+        "alpha_c": theory.max_adaptation_rate(spectrum, form),
+        "alpha_c_measured": jax.jit(find_alpha)() if form == "simplified" else None,
     }
 
 
@@ -167,15 +124,9 @@ def _draw_map(axes: Axes, records: dict[str, Any], found: dict[str, Any], poster
     sharpest = records["eigenvalues"][-1]
     alphas, betas = np.array(records["alphas"]) * sharpest, np.array(records["betas"]) * sharpest
     mesh = axes.pcolormesh(
-        alphas,
-        betas,
-        np.array(found["log_factor"]).T,
-        cmap="PuOr_r",
-        vmin=-0.2,
-        vmax=0.2,
-        shading="nearest",
-        rasterized=True,
-    )
+        alphas, betas, np.array(found["log_factor"]).T, cmap="PuOr_r",
+        vmin=-0.2, vmax=0.2, shading="nearest", rasterized=True,
+    )  # fmt: skip
 
     def scaled(values: list[float]) -> np.ndarray:
         return np.array([v * sharpest if v else np.nan for v in values])

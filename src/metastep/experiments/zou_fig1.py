@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metastep import theory
-from metastep.experiments.core import Claim, Experiment, Report, floats, verdict_of
+from metastep.experiments.core import Claim, Experiment, Report, verdict_of
 from metastep.report import style
 
 _DESIGNS = (
@@ -51,16 +51,18 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
         report(title, index, len(_DESIGNS))
         draws = [_draw(config, way, law, (seed, one)) for one in range(config.seeds)]
         phi, optima, weights, before = (np.stack(part) for part in zip(*draws, strict=True))
-        limits = np.array([_weighted_limit(*pair) for pair in zip(phi, weights, strict=True)])
+        limits = np.array(
+            [theory.limit_rate(x, weights=v) for x, v in zip(phi, weights, strict=True)]
+        )
         path = np.asarray(paths(phi, optima, weights, limits[:, None] * multiples))
         without = np.asarray(paths(phi, optima, before, limits[:, None] * multiples))
         distance = np.linalg.norm(path[:, :, None] - optima[:, None], axis=3).mean(2)
-        designs.append(
-            {"way": way, "law": law, "title": title, "alpha_lim": floats(limits),
-             "optima": floats(optima[0]), "path": floats(path[0]), "distance": floats(distance),
-             "moved": floats((path[:, 0] - without[:, 0]) @ np.asarray(config.place))}
-        )  # fmt: skip
-    return {"multiples": floats(multiples), "designs": designs, "new_tasks": config.new_tasks}
+        designs.append({
+            "way": way, "law": law, "title": title, "alpha_lim": limits,
+            "optima": optima[0], "path": path[0], "distance": distance,
+            "moved": (path[:, 0] - without[:, 0]) @ np.asarray(config.place),
+        })  # fmt: skip
+    return {"multiples": multiples, "designs": designs, "new_tasks": config.new_tasks}
 
 
 def _path(phi: Array, optima: Array, weights: Array, alphas: Array) -> Array:
@@ -82,15 +84,6 @@ def _draw(config: Config, way: str, law: str, seed: tuple[int, int]) -> tuple[np
     return phi, optima, weights, np.where(is_new, 0.0, 1.0)
 
 
-def _weighted_limit(phi: np.ndarray, weights: np.ndarray) -> float:
-    """alpha_lim, equation 3.3, where tasks count by their weights."""
-    gram = phi.transpose(0, 2, 1) @ phi
-    square = gram @ gram
-    second = weights @ np.trace(square, axis1=1, axis2=2)
-    third = weights @ np.trace(square @ gram, axis1=1, axis2=2)
-    return float(phi.shape[1] / 2 * second / third)
-
-
 def plot(records: dict[str, Any]) -> Figure:
     """Above, the path among the optima; below, the mean distance, one line per seed."""
     figure, axes = style.new_figure(2, len(_DESIGNS), panel=(3.5, 3.2))
@@ -107,23 +100,18 @@ def _draw_path(axes: Axes, design: dict[str, Any], records: dict[str, Any]) -> N
     old, new = np.split(optima, [-records["new_tasks"]])
     axes.plot(*old.T, ".", color=style.ORANGE, markersize=2.5, alpha=0.6, label="optima of tasks")
     axes.plot(*new.T, ".", color=style.VERMILLION, markersize=4, label="optima of new tasks")
-    axes.plot(*path.T, "-", color=style.PURPLE, label="MAML, α rising")
-    axes.plot(
-        *path[0], "P", color=style.GREEN, markersize=9, markeredgecolor="k", label="ERM, α = 0"
-    )
-    at_limit = path[_at_limit(records)]
-    axes.plot(
-        *at_limit, "*", color="w", markersize=13, markeredgecolor="k", label=r"MAML, $\alpha_{lim}$"
-    )
     axes.set(title=design["title"], xlabel="$a_1$", ylabel="$a_2$")
     low, high = path.min(0) - 0.4, path.max(0) + 0.4
     inset = axes.inset_axes((0.62, 0.03, 0.36, 0.36), xticks=[], yticks=[])
-    inset.plot(*path.T, "-", color=style.PURPLE)
-    inset.plot(*path[0], "P", color=style.GREEN, markersize=7, markeredgecolor="k")
-    inset.plot(*at_limit, "*", color="w", markersize=10, markeredgecolor="k")
     inset.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     inset.grid(False)
     inset.spines[["top", "right"]].set_visible(True)
+    for panel, size in ((axes, 9), (inset, 7)):
+        panel.plot(*path.T, "-", color=style.PURPLE, label="MAML, α rising")
+        mark: Any = {"markeredgecolor": "k", "linestyle": "none"}
+        panel.plot(*path[0], "P", color=style.GREEN, markersize=size, label="ERM, α = 0", **mark)
+        panel.plot(*path[_at_limit(records)], "*", color="w", markersize=1.4 * size,
+                   label=r"MAML, $\alpha_{lim}$", **mark)  # fmt: skip
 
 
 @style.styled

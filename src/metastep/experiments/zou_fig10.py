@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metastep import theory
-from metastep.experiments.core import Claim, Experiment, Report, floats, verdict_of
+from metastep.experiments.core import Claim, Experiment, Report, verdict_of
 from metastep.experiments.networks import network_learner, train_at_rates
 from metastep.report import style
 from metastep.report.lines import Series, draw, draw_star
@@ -59,7 +59,7 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
                 "name": name,
                 "title": title,
                 "parameters": size,
-                "loss": floats(np.stack(losses, axis=1)),
+                "loss": np.stack(losses, axis=1),
                 "range": [float(low), float(high)],
             }
         )

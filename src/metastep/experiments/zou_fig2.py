@@ -17,7 +17,6 @@ from metastep.experiments.core import (
     Claim,
     Experiment,
     Report,
-    floats,
     from_to,
     standard_error,
     verdict_of,
@@ -75,7 +74,7 @@ def _of_setting(
     return {
         "law": law, "shots": shots, "tasks": tasks,
         "dim": 3 * config.width + 1,
-        "terms": {name: floats(found.pop(name)) for name in ("constant", "linear", "square")},
+        "terms": {name: found.pop(name) for name in ("constant", "linear", "square")},
         **{name: float(value) for name, value in found.items()},
         "estimates": {key: float(estimates[key]) for key, _, _ in _ESTIMATES},
     }  # fmt: skip

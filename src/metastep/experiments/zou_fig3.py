@@ -15,7 +15,6 @@ from metastep.experiments.core import (
     Claim,
     Experiment,
     Report,
-    floats,
     standard_error,
     verdict_of,
 )
@@ -104,7 +103,7 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
             "accuracy": found.test_metric,
             "alpha": found.alpha,
         }
-        arms[name] = {key: floats(values[:, 0, 0].T) for key, values in curves.items()}
+        arms[name] = {key: values[:, 0, 0].T for key, values in curves.items()}
     return {
         "iterations": stops.tolist(),
         "features": config.filters,

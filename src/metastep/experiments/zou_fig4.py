@@ -14,7 +14,6 @@ from metastep.experiments.core import (
     Claim,
     Experiment,
     Report,
-    floats,
     from_to,
     log_slope,
     verdict_of,
@@ -65,7 +64,7 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
             law: [float(theory.limit_rate(features(x, v**0.5))) for v in variances]
             for law, x in draws.items()
         }
-        designs[name] = {"variance": floats(variances), **rates}
+        designs[name] = {"variance": variances, **rates}
     report(_TITLES["tangent"], len(_TITLES) - 1, len(_TITLES))
     designs["tangent"] = _tangent(config, seed, rng)
     return {"designs": designs}
@@ -100,7 +99,7 @@ def _tangent(config: Config, seed: int, rng: np.random.Generator) -> dict[str, A
     for law in LAWS:
         x = draw_law(rng, law, (config.network_tasks, config.network_shots, 1))
         rates[law] = [float(theory.gram_limit_rate(grams(x * v**0.5))) for v in variances]
-    return {"variance": floats(variances), **rates}
+    return {"variance": variances, **rates}
 
 
 def plot(records: dict[str, Any]) -> Figure:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from metastep import theory
-from metastep.experiments.core import Claim, Experiment, Report, floats, verdict_of
+from metastep.experiments.core import Claim, Experiment, Report, verdict_of
 from metastep.experiments.linear_designs import EXPONENTIAL, UNIFORM, WIDE_NORMAL, ScaledLaw
 from metastep.report import style
 from metastep.report.lines import Series, draw
@@ -57,12 +57,12 @@ def _of_law(config: Config, law: ScaledLaw, rng: np.random.Generator) -> dict[st
     samples, at_optimum = _samples(config, rng, train, basis, weights)
     return {
         "t": list(config.steps),
-        "train_loss_gap": floats(at_optimum),
+        "train_loss_gap": at_optimum,
         **{
             name: {
-                "expected": floats((weight * expected).sum(2).mean(1)),
-                "sampled": floats(samples[name][0]),
-                "share_negative": floats((samples[name] < 0).mean(0)),
+                "expected": (weight * expected).sum(2).mean(1),
+                "sampled": samples[name][0],
+                "share_negative": (samples[name] < 0).mean(0),
                 "share_always_negative": float((samples[name] < 0).all(1).mean()),
             }
             for name, weight in weights.items()

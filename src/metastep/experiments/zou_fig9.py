@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metastep import theory
-from metastep.experiments.core import Claim, Experiment, Report, floats, verdict_of
+from metastep.experiments.core import Claim, Experiment, Report, verdict_of
 from metastep.experiments.linear_designs import best_rate
 from metastep.report import style
 from metastep.report.lines import Series, draw
@@ -60,12 +60,12 @@ def _of_case(config: Config, case: str, rng: np.random.Generator) -> dict[str, A
         limits.append(float(theory.limit_rate(phi)))
         aware.append(float(theory.limit_rate(phi, task_cov=np.diag(variances))))
         best.append(best_rate(curve, 4 * limits[-1]))
-        least, at_limit = floats(curve.risks(np.array([best[-1], limits[-1]])))
+        least, at_limit = np.asarray(curve.risks(np.array([best[-1], limits[-1]])))
         excess.append(at_limit / least - 1)
         curves.append(curve)
     alphas = np.linspace(0, 2 * max(np.mean(limits), np.mean(best)), config.points)
     return {
-        "curve": {"alpha": floats(alphas), "risk": floats(curves[0].risks(alphas))},
+        "curve": {"alpha": alphas, "risk": curves[0].risks(alphas)},
         "best": best,
         "alpha_lim": limits,
         "covariance_aware": aware,

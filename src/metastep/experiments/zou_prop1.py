@@ -14,7 +14,6 @@ from metastep.experiments.core import (
     Claim,
     Experiment,
     Report,
-    floats,
     from_to,
     log_slope,
     verdict_of,
@@ -60,8 +59,8 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
         "alpha_lim": limit,
         "by_size": by_size,
         "by_rate": {
-            "multiple": floats(grid),
-            "sd": floats(np.sqrt(_variances(middle, grid * limit))),
+            "multiple": grid,
+            "sd": np.sqrt(_variances(middle, grid * limit)),
             "epsilon": [
                 float(theory.concentration_spread(m * limit, *bounds, config.shots)) for m in grid
             ],

@@ -2,30 +2,32 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 import optax
-from jaxtyping import Array
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metastep import theory
-from metastep._types import Batch, Params
+from metastep._types import Params
 from metastep.experiments.core import (
     Claim,
     Experiment,
     Report,
-    floats,
     from_to,
     verdict_of,
     verdict_of_cases,
 )
 from metastep.experiments.linear_designs import best_rate
-from metastep.models import Objective, mlp
+from metastep.experiments.sine_network import (
+    bayes_mse,
+    draw_examples,
+    frozen_features,
+    initial_params,
+    pretrain,
+)
+from metastep.models import mlp
 from metastep.report import style
 from metastep.report.lines import Series, draw
 
@@ -59,70 +61,23 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     for one in range(config.seeds):
         report("pre-training and adapting", one, config.seeds)
         rng = np.random.default_rng((seed, one))
-        params = _initial(rng, config.hidden)
+        params = initial_params(rng, config.hidden)
         state = optax.adam(config.learning_rate).init(params)
         done = 0
         for steps in config.pretraining:
-            x, y = _examples(rng, steps - done, config.batch)
-            params, state = _pretrain(model.apply, config.learning_rate, params, state, x, y)
+            x, y = draw_examples(rng, steps - done, config.batch)
+            params, state = pretrain(model.apply, config.learning_rate, params, state, x, y)
             done = steps
             runs.append({"pretraining": steps, "seed": one, **_adapt(config, rng, params)})
-    return {"bayes": _bayes_mse(), "runs": runs}
-
-
-def _bayes_mse() -> float:
-    """Least MSE without having seen the task: E Var(y | x) = pi^2 / 6 - E cos^2 x, x ~ U(-5, 5)."""
-    return math.pi**2 / 6 - 0.5 - math.sin(10) / 20
-
-
-def _initial(rng: np.random.Generator, hidden: int) -> Params:
-    """Parameters of `mlp` in its own law, drawn by NumPy: uniform in +-1/sqrt(inputs)."""
-    sizes = {"layer1": (1, hidden), "layer2": (hidden, hidden), "head": (hidden, 1)}
-
-    def uniform(shape: tuple[int, ...], inputs: int) -> np.ndarray:
-        return rng.uniform(-1.0, 1.0, shape) / math.sqrt(inputs)
-
-    return {
-        name: {"weight": uniform(shape, shape[0]), "bias": uniform(shape[1:], shape[0])}
-        for name, shape in sizes.items()
-    }
-
-
-def _examples(rng: np.random.Generator, tasks: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """x and y = a sin(x + b), both (tasks, count), with a, b ~ U(0, pi) drawn anew for every task."""
-    x = rng.uniform(-5.0, 5.0, (tasks, count))
-    a, b = rng.uniform(0.0, math.pi, (2, tasks, 1))
-    return x, a * np.sin(x + b)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _pretrain(
-    apply: Callable[[Params, Array], Array],
-    learning_rate: float,
-    params: Params,
-    state: Any,
-    x: Array,
-    y: Array,
-) -> tuple[Params, Any]:
-    """ERM with Adam: one batch of examples per step."""
-    objective = Objective.of(apply, "regression")
-    optimizer = optax.adam(learning_rate)
-
-    def step(carry: tuple[Params, Any], batch: tuple[Array, Array]) -> tuple[Any, None]:
-        params, state = carry
-        gradient = jax.grad(objective.on(Batch(batch[0][:, None], batch[1][:, None])))(params)
-        with jax.numpy_dtype_promotion("standard"):
-            updates, state = optimizer.update(gradient, state, params)
-        return (optax.apply_updates(params, updates), state), None
-
-    return jax.lax.scan(step, (params, state), (x, y))[0]
+    return {"bayes": bayes_mse(), "runs": runs}
 
 
 def _adapt(config: Config, rng: np.random.Generator, params: Params) -> dict[str, Any]:
-    features = _frozen_features(params, rng)
+    """MSE before and after adaptation on test tasks over alpha, and estimates from the training tasks."""
+    features = frozen_features(params, rng)
 
     def draw_tasks(tasks: int) -> tuple[theory.RiskCurve, np.ndarray, np.ndarray]:
-        x, y = _examples(rng, tasks, config.shots + config.queries)
+        x, y = draw_examples(rng, tasks, config.shots + config.queries)
         (phi, phi_query), (y, y_query) = (
             np.split(part, [config.shots], axis=1) for part in (features(x), y)
         )
@@ -133,39 +88,17 @@ def _adapt(config: Config, rng: np.random.Generator, params: Params) -> dict[str
     test, _, _ = draw_tasks(config.test_tasks)
     alphas = np.union1d(_PRINTED_RATES, np.linspace(0, 0.2, config.points))
     starts = np.asarray(curve.minimisers(alphas))
-    mse = [float(test.risks_at(w, alpha)) for w, alpha in zip(starts, alphas, strict=True)]
+    mse = [test.risks_at(w, alpha) for w, alpha in zip(starts, alphas, strict=True)]
     return {
-        "alpha": floats(alphas),
+        "alpha": alphas,
         "post": mse,
-        "pre": [float(test.risks_at(w, 0.0)) for w in starts],
-        "alpha_lim": float(theory.limit_rate(phi)),
-        "split": float(theory.limit_rate(phi, phi_query)),
+        "pre": [test.risks_at(w, 0.0) for w in starts],
+        "alpha_lim": theory.limit_rate(phi),
+        "split": theory.limit_rate(phi, phi_query),
         # The best rate at the best w: the least risk over both.
         "label_aware": best_rate(curve, _PRINTED_RATES[-1]),
-        "best": float(alphas[np.argmin(mse)]),
+        "best": alphas[np.argmin(mse)],
     }
-
-
-def _frozen_features(
-    params: Params, rng: np.random.Generator
-) -> Callable[[np.ndarray], np.ndarray]:
-    """x -> outputs of the second layer and the constant of the last one's bias, in principal axes.
-
-    A rotation changes no rate and no loss. Axes without variation, of dead or equal units, are left out:
-    no step ever moves along them, and the minimiser would not be unique.
-    """
-    layers = [jax.tree.map(np.asarray, params[name]) for name in ("layer1", "layer2")]
-
-    def outputs(x: np.ndarray) -> np.ndarray:
-        hidden = x[..., None]
-        for layer in layers:
-            hidden = np.maximum(hidden @ layer["weight"] + layer["bias"], 0)
-        return np.concatenate([hidden, np.ones((*x.shape, 1))], axis=-1)
-
-    sample = outputs(rng.uniform(-5.0, 5.0, 20_000))
-    size, axes = np.linalg.eigh(sample.T @ sample)
-    kept = axes[:, size > 1e-9 * size[-1]]
-    return lambda x: outputs(x) @ kept
 
 
 def plot(records: dict[str, Any]) -> Figure:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metastep import theory
-from metastep.experiments.core import Claim, Experiment, Report, floats, verdict_of
+from metastep.experiments.core import Claim, Experiment, Report, verdict_of
 from metastep.experiments.linear_designs import EXPONENTIAL, UNIFORM, WIDE_NORMAL, ScaledLaw
 from metastep.report import style
 from metastep.report.lines import Series, draw
@@ -60,7 +60,7 @@ def _of_law(config: Config, rng: np.random.Generator, law: ScaledLaw) -> dict[st
     }
     return {
         "alpha_lim": limit,
-        "gaps": {"multiple": floats(multiples), **{t: floats(gap) for t, gap in gaps.items()}},
+        "gaps": {"multiple": multiples, **gaps},
         "small": {t: float(gap[0]) for t, gap in gaps.items()},
         "first_order": {f"t={t}": _first_order(config, phi, test, limit, t) for t in config.steps},
         "sign_change": float(theory.sign_change_rate(phi, config.eta, 0, phi_test=test)),

@@ -19,6 +19,10 @@ from metastep.theory.convergence import (
     iteration_bound,
     sampling_gap_bound,
 )
+from metastep.theory.descent import (
+    largest_rate,
+    log_contraction,
+)
 from metastep.theory.distances import (
     adapted_distance,
     distance_gap,
@@ -40,6 +44,7 @@ from metastep.theory.features import (
     random_matrix_features,
 )
 from metastep.theory.finite_tasks import (
+    average_risk_rate,
     finite_task_coefficient,
     finite_task_scatter,
 )
@@ -167,6 +172,7 @@ __all__ = [
     "adaptation_bias_bound",
     "adapted_distance",
     "average_risk",
+    "average_risk_rate",
     "batch_rate",
     "batch_rate_as_printed",
     "batch_size_conditions",
@@ -205,9 +211,11 @@ __all__ = [
     "iteration_bound",
     "label_aware_rate",
     "label_minimiser",
+    "largest_rate",
     "layer_rates",
     "limit_rate",
     "limit_risk",
+    "log_contraction",
     "many_shots_rate_as_printed",
     "max_adaptation_rate",
     "max_meta_rate",

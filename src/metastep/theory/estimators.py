@@ -26,6 +26,7 @@ from metastep.theory._inputs import (
 )
 from metastep.theory.citations import source
 from metastep.theory.grams import contract, nonzero_features, unit_scale
+from metastep.theory.minimisers import root_weights
 
 
 @source("zou2022", "equation 3.3", "as printed")
@@ -37,6 +38,7 @@ def limit_rate(
     phi: ArrayLike,
     phi_query: ArrayLike | None = None,
     *,
+    weights: ArrayLike | None = None,
     task_cov: ArrayLike | None = None,
     noise_var: ArrayLike = 0.0,
     task_var: ArrayLike = 1.0,
@@ -58,6 +60,7 @@ def limit_rate(
     ----------
     phi : (tasks, shots, dim) features of the support examples
     phi_query : (tasks, query shots, dim) features of separate query examples, or None
+    weights : (tasks,) weights >= 0 of the means over tasks, default all 1
     task_cov : (dim, dim) covariance of the task optima; default the identity
     noise_var : variance of the label noise, >= 0
     task_var : factor on `task_cov`, >= 0; it matters only relative to `noise_var`
@@ -69,13 +72,13 @@ def limit_rate(
     Raises
     ------
     InputError
-        If an argument has the wrong shape, is not finite, a variance is negative, `task_cov` is not
-        a covariance, the features are all zero, or both variances are.
+        If an argument has the wrong shape, is not finite, a weight or variance is negative, `task_cov`
+        is not a covariance, the features or weights are all zero, or both variances are.
 
     References
     ----------
     Zou et al. (2022), equation 3.3 and, with `phi_query`, H.1 and H.6, as printed; the forms with
-    a covariance or noise are derived from the same risk.
+    weights, a covariance or noise are derived from the same risk.
     """
     support = nonzero_features("phi", phi)
     query = None
@@ -92,18 +95,26 @@ def limit_rate(
     support, query, cov, noise, variance = to_common_dtype(support, query, cov, noise, variance)
     if is_concrete(noise) and is_concrete(variance) and not (noise > 0 or variance > 0):
         raise InputError("task_var and noise_var are both 0, which leaves the rate undefined")
+    root = None if weights is None else root_weights(weights, support)[0]
     scale = unit_scale(support)
-    step = _optimal_step(support / scale, query, cov, noise / scale**2, variance)
+    step = _optimal_step(support / scale, query, root, cov, noise / scale**2, variance)
     return support.shape[1] / 2 * step / scale**2
 
 
 @jax.jit
 def _optimal_step(
-    phi: Array, query: Array | None, cov: Array | None, noise: Array, variance: Array
+    phi: Array,
+    query: Array | None,
+    root: Array | None,
+    cov: Array | None,
+    noise: Array,
+    variance: Array,
 ) -> Array:
-    """The minimiser of the limit risk over step = 2 alpha / shots."""
+    """The minimiser of the limit risk over step = 2 alpha / shots; `root` of the weights, (tasks, 1)."""
     tied = query is None
     target = phi if tied else query / unit_scale(query)  # its scale cancels
+    if root is not None:  # every trace is linear in G_t, so that its factor is the task's weight
+        target = root[:, :, None] * target
     first, second, noise_second, noise_first = _risk_traces(phi, target, cov)
     numerator = variance * first + (noise * noise_first if tied else 0)
     return numerator / (variance * second + noise * noise_second)
