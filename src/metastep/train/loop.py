@@ -163,8 +163,9 @@ def run_loop(
     train_tasks, training_key = replicate(mesh, (splits.train, keys["training"]))
     validate = validator(learner, splits, keys["validation"], schedule.eval_tasks)
     pace, started = Pace(), time.monotonic()
-    saved_at, patience = started, 0.0
     iteration, room = int(state.iteration), 1
+    # The first checkpoint can wait for the first dispatch: until then, a run begins anew as it began.
+    saved_at, patience = started, schedule.checkpoint_seconds if iteration else 0.0
     # Incidents are written with the rows of metrics, so those since the last row are still to come.
     reported = len(
         [r for r in incident_rows(state) if r["iteration"] <= last_row(iteration, schedule)]
@@ -172,7 +173,6 @@ def run_loop(
     observer.start(iteration, schedule.iterations)
     with stop_requests() as stop_requested:
         while iteration < schedule.iterations:
-            # The first checkpoint can wait for the first dispatch: until then, a run begins anew as it began.
             save_due = pace.dispatches > 0 and time.monotonic() - saved_at > patience
             stop, steps, save = crew.agree(stop_requested(), pace.dispatch_size(), save_due)
             if stop:
@@ -224,8 +224,9 @@ def last_row(iteration: int, schedule: Schedule) -> int:
 
 def latest(learner: Learner, rows: Row, now: Row, pace: Pace) -> dict[str, float]:
     """What progress shows: the open window, or the last row where it is still empty."""
-    one = jax.tree.map(lambda leaf: leaf[None], now) if now.window.steps else rows
-    return described(learner, one, pace)[-1]
+    closed = not now.window.steps and len(rows.iteration)
+    shown = rows if closed else jax.tree.map(lambda leaf: leaf[None], now)
+    return described(learner, shown, pace)[-1]
 
 
 def described(learner: Learner, rows: Row, pace: Pace) -> list[dict[str, Any]]:
