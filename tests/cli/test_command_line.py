@@ -67,6 +67,17 @@ def test_help_starts_without_jax():
     assert "metastep train sinusoid --out RUN" in result.stdout
 
 
+def test_training_on_drawn_tasks_loads_no_readers_and_no_drawing():
+    # Together they take as long to import as half of JAX does.
+    code = (
+        "import sys, metastep.cli.verbs; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert {"jax", "metastep", "tyro"} <= loaded
+    assert not loaded & {"orbax", "pyarrow", "PIL", "matplotlib", "joblib", "pandas"}
+
+
 @pytest.mark.parametrize("verb", ["rates", "train", "evaluate", "adapt", "data fetch", "data info"])
 def test_every_verb_explains_itself_with_an_example(capsys, verb):
     status, out, _ = run(capsys, *verb.split(), "--help")

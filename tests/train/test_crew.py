@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -148,6 +149,71 @@ def test_without_a_launcher_the_command_says_so(tmp_path):
     assert done.returncode == 2
     assert "--distributed finds no SLURM or Open MPI job around this process" in done.stderr
     assert "or give --coordinator, --processes and --process-id" in done.stderr
+
+
+def launched_by(launcher, index, job):
+    """The environment that a launcher of two processes on this machine gives to one of them."""
+    if launcher == "SLURM":
+        return {
+            "SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
+            "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index),
+        }  # fmt: skip
+    return {
+        "OMPI_MCA_orte_hnp_uri": f"{job * 2**12}.0;tcp://127.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": str(index), "OMPI_COMM_WORLD_LOCAL_RANK": str(index),
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["SLURM", "Open MPI"])
+def test_processes_find_each_other_by_what_a_launcher_tells_them(launcher):
+    code = (
+        "from metastep.train import CrewConfig, join; crew = join(CrewConfig(distributed=True));"
+        "from jax.experimental import multihost_utils as utils; import numpy as np;"
+        "print(crew.index, crew.size, int(utils.process_allgather(np.int32(crew.index)).sum()))"
+    )
+    # JAX takes one of the last 4,096 ports, by the number of the job.
+    job = next(j for j in range(os.getpid(), os.getpid() + 99) if port_is_free(61440 + j % 4096))
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=os.environ | launched_by(launcher, index, job),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for index in (0, 1)
+    ]
+    said = [process.communicate(timeout=200)[0].splitlines()[-1] for process in pair]
+    assert said == ["0 2 1", "1 2 1"]
+
+
+def port_is_free(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="needs mpirun, of Open MPI 4")
+def test_the_open_mpi_line_of_the_guide(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    code = "from metastep.cli import main; main()"
+    arguments = [*ARGUMENTS, "--distributed", "--iterations", "6", "--out", str(folder.path)]
+    done = subprocess.run(
+        ["mpirun", "-np", "2", "--oversubscribe", sys.executable, "-c", code, *arguments],
+        env=os.environ | as_root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["iterations"] == 6  # of both processes one prints
+    iteration, found = trained(folder)
+    alone = RunFolder(tmp_path / "alone")
+    train(TrainConfig(**OPTIONS, iterations=6), alone)
+    assert iteration == 6
+    for a, b in zip(found, trained(alone)[1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
 
 
 class Wire:

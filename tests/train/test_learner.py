@@ -1,5 +1,7 @@
 """How many tasks go side by side, on the CPU that the tests run on."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -46,3 +48,22 @@ def test_groups_change_nothing_but_rounding():
     assert width == 20
     for one, other in zip(grouped, together, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_a_program_serves_every_start_of_a_rate_and_nothing_else():
+    def program(**changes):
+        config = TrainConfig(tasks="sinusoid", hidden=(8,), tasks_per_step=4, iterations=20)
+        config = dataclasses.replace(config, **{"rate": "meta-sgd"} | changes)
+        task_set = load_tasks(config)
+        resolved = fill_defaults(config, task_set.description, "mlp")
+        alpha = resolved.alpha if isinstance(resolved.alpha, float) else 0.01
+        return compile_advance(build_learner(resolved, task_set.description, alpha, 1e-2))
+
+    first = program(alpha=0.01)
+    assert program(alpha=0.02) is first
+    others = ({"hidden": (9,)}, {"tasks_per_step": 5}, {"algorithm": "fomaml"}, {"back_offs": 3})
+    for changes in others:
+        assert program(alpha=0.01, **changes) is not first
+    # This one's start is in its program, not only in the state it begins with.
+    watching = program(rate="label-free", alpha=0.01)
+    assert program(rate="label-free", alpha=0.02) is not watching

@@ -13,7 +13,7 @@ import pytest
 
 from metastep._errors import DataError, DivergenceError, InputError
 from metastep._records import read_json, read_jsonl
-from metastep.train import RunFolder, TrainConfig, evaluate_run, load_run, resume, train
+from metastep.train import RunFolder, TrainConfig, evaluate_run, load_run, loop, resume, step, train
 from metastep.train.build import build_learner
 from metastep.train.checkpoint import Checkpoints
 from metastep.train.config import PRESETS, check_config, with_preset
@@ -109,6 +109,43 @@ def test_resume_ends_bit_identical(tmp_path, stop_at):
         np.testing.assert_array_equal(a, b)
     assert without_times(whole) == without_times(parts)
     assert read_json(whole.status)["best"] == read_json(parts.status)["best"]
+
+
+class FailAt(StopAt):
+    """An observer that breaks off without a chance to write anything, as a kill does."""
+
+    def progress(self, iteration, figures):
+        if iteration >= self.iteration:
+            raise ZeroDivisionError
+
+
+def test_a_run_that_ends_before_its_first_checkpoint_begins_anew(tmp_path):
+    # The first checkpoint comes after the first dispatch; without it, seed and rates say all there is to say.
+    whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
+    train(small(), whole)
+    with pytest.raises(ZeroDivisionError):
+        train(small(), parts, FailAt(1))
+    assert parts.newest_checkpoint() is None
+    assert resume(parts).status == "finished"
+    for a, b in zip(final_leaves(whole), final_leaves(parts), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert without_times(whole) == without_times(parts)
+
+
+@pytest.mark.parametrize("size", [1, 4, 10_000])
+def test_rows_are_the_same_however_many_end_in_a_dispatch(tmp_path, monkeypatch, size):
+    # 23 is no multiple of 2: the last row is a short one. Room for 5 rows is less than a dispatch could bring.
+    rows = {}
+    for name, steps in (("one by one", 1), ("at once", size)):
+        monkeypatch.setattr(loop.Pace, "dispatch_size", lambda pace, steps=steps: steps)
+        monkeypatch.setattr(step, "_MOST_ROWS", 5)
+        step._RECENT.clear()
+        folder = RunFolder(tmp_path / name)
+        train(small(iterations=23, log_every=2, eval_every=100), folder)
+        rows[name] = without_times(folder)
+    ends = [row["iteration"] for row in rows["at once"] if "loss" in row]
+    assert ends == [*range(2, 23, 2), 23]
+    assert rows["at once"] == rows["one by one"]
 
 
 @pytest.mark.slow

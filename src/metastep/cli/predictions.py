@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from pyarrow import csv, parquet
 
 from metastep._errors import InputError
 from metastep._records import write_bytes
@@ -31,6 +29,9 @@ def write_predictions(
     if ending == ".npz":
         np.savez_compressed(buffer, **predictions)  # pyright: ignore[reportArgumentType]
     else:
+        import pyarrow as pa  # a tenth of a second that training does not pay
+        from pyarrow import csv, parquet
+
         table = pa.table(_columns(predictions, description))
         write = csv.write_csv if ending == ".csv" else parquet.write_table
         write(table, buffer)

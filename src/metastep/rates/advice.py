@@ -108,41 +108,49 @@ def advise_rates(
         When the loss or its derivatives are not finite at `params`, or nothing depends on alpha.
     """
     check_count("num_tasks", num_tasks, minimum=2)
-    task_key, probe_key = jax.random.split(key)
-    keys, few = jax.random.split(task_key, num_tasks), min(num_tasks, _CHECKED_TASKS)
+    few = min(num_tasks, _CHECKED_TASKS)
+    keys, few_keys, probe_keys = _keys(key, num_tasks, few)
 
-    def over_tasks(function: Callable, count: int, *rest):
-        """function(params, episode, ...) for the first `count` tasks, on the host."""
+    def over_tasks(function: Callable, keys: PRNGKeyArray, *rest):
+        """function(params, episode, ...) for the tasks of these keys, on the host."""
 
         @jax.jit
         def compute(params, keys, rest):
             one = lambda of_task: function(params, family.sample(of_task[0]), *of_task[1:])  # noqa: E731
-            return jax.lax.map(one, (keys, *rest), batch_size=tasks_at_once or count)
+            return jax.lax.map(one, (keys, *rest), batch_size=tasks_at_once or keys.shape[0])
 
-        return jax.device_get(compute(params, keys[:count], rest))
+        return jax.device_get(compute(params, keys, rest))
 
     def on_query_and_support(p: Params, episode: Episode) -> tuple[AwareTerms, AwareTerms]:
         terms = partial(label_aware_terms, objective, p, restrict=restrict)
         return terms(episode), terms(Episode(episode.support, episode.support))
 
-    aware, fitted = over_tasks(on_query_and_support, num_tasks)
+    aware, fitted = over_tasks(on_query_and_support, keys)
     free = over_tasks(
         lambda p, episode, probe: label_free_terms(objective, p, episode, probe, restrict),
-        few,
-        jax.random.split(probe_key, few),
+        few_keys,
+        probe_keys,
     )
     estimate = ratio_estimate(aware.slope, aware.curvature)
     support = ratio_estimate(fitted.slope, fitted.curvature)
     label_free = ratio_estimate(free.second, free.third)
     centre = estimate.value if estimate.value > 0 else label_free.value
     rates = np.concatenate([[0.0], centre * _CURVE_FACTORS])
-    tried = jnp.asarray(rates, jnp.result_type(float))
+    tried = jnp.asarray(rates.astype(jnp.result_type(float)))
     losses = over_tasks(
-        lambda p, episode: jax.lax.map(lambda alpha: query_loss(p, episode, alpha), tried), few
+        lambda p, episode: jax.lax.map(lambda alpha: query_loss(p, episode, alpha), tried), few_keys
     )
     checked = jax.tree.map(lambda terms: terms[:few], aware)
     curve = _curve(rates, losses, checked)
     return _advice(estimate, support, label_free, aware, free, curve, num_tasks)
+
+
+@partial(jax.jit, static_argnums=(1, 2))  # op by op, each would be compiled
+def _keys(key: PRNGKeyArray, num_tasks: int, few: int) -> tuple[PRNGKeyArray, ...]:
+    """Those of all tasks, of the first few, and of their probes."""
+    task_key, probe_key = jax.random.split(key)
+    keys = jax.random.split(task_key, num_tasks)
+    return keys, keys[:few], jax.random.split(probe_key, few)
 
 
 def _curve(rates: np.ndarray, losses: np.ndarray, aware: AwareTerms) -> AlphaCurve:

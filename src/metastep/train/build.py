@@ -1,11 +1,15 @@
 """From resolved options to a learner."""
 
+from functools import lru_cache
 from typing import Any
 
 from metastep.rates import make_optimizer, make_rate
 from metastep.train.config import TrainConfig
 from metastep.train.learner import Learner, side_by_side
 from metastep.train.problem import build_inner_loop, build_meta_gradient, build_model
+
+# Optimisers hold nothing, so that two of one name and rate may be the same: then their programs are, too.
+_optimizer = lru_cache(maxsize=8)(make_optimizer)
 
 
 def build_learner(
@@ -20,7 +24,7 @@ def build_learner(
         adapter=adapter,
         meta_gradient=build_meta_gradient(config),
         rate=make_rate(config.rate, alpha, adapter.restrict),
-        optimizer=make_optimizer(config.optimizer, meta_lr),
+        optimizer=_optimizer(config.optimizer, meta_lr),
         tasks_per_step=config.tasks_per_step or 1,
         tasks_at_once=side_by_side(model, config.tasks_at_once, config.tasks_per_step),
         schedule=config.schedule,

@@ -1,13 +1,16 @@
 """Checkpoints: the whole training state, written atomically, found again after a kill."""
 
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from metastep._errors import DataError
+
+if TYPE_CHECKING:  # it takes a third of a second to import, and a run's first checkpoint comes after its first step
+    import orbax.checkpoint as ocp
 
 Tree = TypeVar("Tree")
 
@@ -20,16 +23,21 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int = 2):
+        self.folder, self._keep = folder.absolute(), keep
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def _manager(self) -> "ocp.CheckpointManager":
+        import orbax.checkpoint as ocp
+
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            max_to_keep=self._keep,
             enable_async_checkpointing=False,
             cleanup_tmp_directories=True,
             create=False,
             multiprocessing_options=_one_writer(),
         )
-        self.folder = folder.absolute()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        return ocp.CheckpointManager(self.folder, options=options)
 
     def latest(self) -> int | None:
         """Iteration of the newest checkpoint."""
@@ -39,6 +47,8 @@ class Checkpoints:
         """Write a state; returns when it is safe on disk. An iteration is written once."""
         if iteration in self._manager.all_steps():
             return
+        import orbax.checkpoint as ocp
+
         leaves = _stored(state)
         self._manager.save(iteration, args=ocp.args.StandardSave(leaves))
 
@@ -47,6 +57,8 @@ class Checkpoints:
         found = self.latest() if iteration is None else iteration
         if found is None:
             raise DataError(f"{self.folder} holds no checkpoint; train first, or without --resume")
+        import orbax.checkpoint as ocp
+
         leaves, structure = jax.tree.flatten(like)
         wanted = _stored(like)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
@@ -64,7 +76,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Release the folder."""
-        self._manager.close()
+        if "_manager" in self.__dict__:
+            self._manager.close()
 
 
 class Elsewhere(Checkpoints):
@@ -83,8 +96,10 @@ class Elsewhere(Checkpoints):
         pass
 
 
-def _one_writer() -> ocp.options.MultiprocessingOptions:
+def _one_writer() -> "ocp.options.MultiprocessingOptions":
     """Of several processes the calling one writes, and does not wait for the others to do so too."""
+    import orbax.checkpoint as ocp
+
     if jax.process_count() == 1:
         return ocp.options.MultiprocessingOptions()
     me = jax.process_index()
@@ -93,7 +108,6 @@ def _one_writer() -> ocp.options.MultiprocessingOptions:
     )
 
 
-def _stored(state: Any) -> list[Any]:
-    """The leaves as they are written: not on a device where there are processes that have others."""
-    leaves = [jax.numpy.atleast_1d(leaf) for leaf in jax.tree.leaves(state)]
-    return [np.asarray(leaf) for leaf in leaves] if jax.process_count() > 1 else leaves
+def _stored(state: Any) -> list[np.ndarray]:
+    """The leaves as they are written, on the host: other processes may have other devices."""
+    return [np.atleast_1d(leaf) for leaf in jax.device_get(jax.tree.leaves(state))]

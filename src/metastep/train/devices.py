@@ -123,14 +123,14 @@ def draw_episodes(
     return _on_each(mesh, sample, (P(), P(TASKS)), P(TASKS))(family, keys)
 
 
-def gathered(mesh: Mesh | None, episodes: Episode) -> Episode:
-    """The episodes of all devices on each of them, for what looks at several tasks at once.
+def gathered(mesh: Mesh | None, tree: Tree) -> Tree:
+    """What all devices have on each of them, such as episodes for what looks at several tasks at once.
 
     A rate that does not look costs nothing: what nobody uses is never sent.
     """
     if mesh is None:
-        return episodes
-    return jax.lax.with_sharding_constraint(episodes, NamedSharding(mesh, P()))
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))
 
 
 def mean_over_devices(

@@ -113,9 +113,14 @@ class RunFolder:
 
     def add_row(self, row: dict[str, Any]) -> None:
         """Append a row of metrics."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(to_plain(row), allow_nan=False) + "\n")
+        text = json.dumps(to_plain(row), allow_nan=False) + "\n"
+        try:
+            file = self.metrics.open("a", encoding="utf-8")
+        except FileNotFoundError:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = self.metrics.open("a", encoding="utf-8")
+        with file:
+            file.write(text)
 
     def write_arrays(self, path: Path, arrays: dict[str, Any]) -> None:
         """Write an .npz atomically."""

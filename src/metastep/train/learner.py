@@ -125,10 +125,3 @@ def mean_alpha(learner: Learner, meta: MetaParams, rate_state: Any) -> Array:
     Rates of parameters spread over orders of magnitude, and an arithmetic mean would show the largest alone.
     """
     return jnp.exp(jnp.mean(jnp.log(rates_in_force(learner, meta, rate_state))))
-
-
-def initial_meta(learner: Learner, key: PRNGKeyArray) -> tuple[MetaParams, object]:
-    """Freshly drawn meta-parameters, and the first state of the rate."""
-    params = learner.model.init(key)
-    rates, rate_state = learner.rate.init(params)
-    return MetaParams(params, rates), rate_state

@@ -6,7 +6,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -21,17 +20,16 @@ from metastep.train.crew import ALONE, Crew
 from metastep.train.devices import local, replicate
 from metastep.train.evaluate import compile_judge
 from metastep.train.guard import incident_rows
-from metastep.train.learner import Learner, mean_alpha, rates_in_force
+from metastep.train.learner import Learner, mean_alpha
 from metastep.train.sharpness import EdgeWatch
 from metastep.train.state import (
     HEALTHY,
     INNER_LOOP,
     TrainState,
     current_meta_lr,
-    next_window,
     with_validation,
 )
-from metastep.train.step import compile_advance
+from metastep.train.step import Row, compile_advance
 
 # A dispatch lasts about this long: short enough for a live display and a prompt Ctrl-C, long enough that the
 # host's work between two of them does not show.
@@ -48,12 +46,22 @@ class Schedule:
     eval_tasks: int
     checkpoint_seconds: float
 
-    def next_stop(self, iteration: int) -> int:
-        """The next iteration at which the loop has something to do."""
-        stops = [
-            iteration - iteration % every + every for every in (self.log_every, self.eval_every)
-        ]
-        return min(self.iterations, *stops)
+    def next_stop(self, iteration: int, rows: int) -> int:
+        """The next iteration at which the loop has something to do: a validation, or so many rows to write."""
+        row = self.window(iteration)
+        stops = (multiple_after(iteration, self.eval_every), (iteration // row + rows) * row)
+        last_whole = self.iterations - self.iterations % self.log_every
+        return min(self.iterations, *stops, last_whole if iteration < last_whole else stops[0])
+
+    def window(self, iteration: int) -> int:
+        """The next row of metrics ends at a multiple of this: the last one of a run may be a short one."""
+        is_short = multiple_after(iteration, self.log_every) > self.iterations
+        return self.iterations if is_short else self.log_every
+
+
+def multiple_after(iteration: int, every: int) -> int:
+    """The first multiple of `every` that is yet to come."""
+    return iteration - iteration % every + every
 
 
 class Observer(Protocol):
@@ -113,7 +121,7 @@ class Pace:
     """How many meta-steps fill a dispatch, and how fast the run is without its first, compiling dispatch."""
 
     def __init__(self) -> None:
-        self.steps, self.seconds, self._compiled = 0, 0.0, False
+        self.steps, self.seconds, self.dispatches = 0, 0.0, 0
 
     def dispatch_size(self) -> int:
         """One step to begin with, then as many as take the time of a dispatch."""
@@ -123,9 +131,9 @@ class Pace:
 
     def add(self, steps: int, seconds: float) -> None:
         """Take note of a dispatch."""
-        if self._compiled:
+        if self.dispatches:
             self.steps, self.seconds = self.steps + steps, self.seconds + seconds
-        self._compiled = True
+        self.dispatches += 1
 
     @property
     def per_second(self) -> float:
@@ -154,41 +162,48 @@ def run_loop(
     advance, mesh = compile_advance(learner), learner.mesh
     train_tasks, training_key = replicate(mesh, (splits.train, keys["training"]))
     validate = validator(learner, splits, keys["validation"], schedule.eval_tasks)
-    rates_now = jax.jit(partial(rates_in_force, learner))
-    pace, saved_at, started = Pace(), time.monotonic(), time.monotonic()
-    iteration = int(state.iteration)
+    pace, started = Pace(), time.monotonic()
+    iteration, room = int(state.iteration), 1
+    # The first checkpoint can wait for the first dispatch: until then, a run begins anew as it began.
+    saved_at, patience = started, schedule.checkpoint_seconds if iteration else 0.0
     # Incidents are written with the rows of metrics, so those since the last row are still to come.
     reported = len(
         [r for r in incident_rows(state) if r["iteration"] <= last_row(iteration, schedule)]
     )
     observer.start(iteration, schedule.iterations)
-    checkpoints.save(iteration, state)  # whatever comes, there is something to go on from
     with stop_requests() as stop_requested:
         while iteration < schedule.iterations:
-            save_due = time.monotonic() - saved_at > schedule.checkpoint_seconds
+            save_due = pace.dispatches > 0 and time.monotonic() - saved_at > patience
             stop, steps, save = crew.agree(stop_requested(), pace.dispatch_size(), save_due)
             if stop:
                 break
             if save:
                 checkpoints.save(iteration, local(mesh, state))
-                saved_at = time.monotonic()
-            until = min(schedule.next_stop(iteration), iteration + steps)
-            began = time.monotonic()
-            state = jax.block_until_ready(
-                advance(train_tasks, training_key, *replicate(mesh, (state, jnp.asarray(until))))
+                saved_at, patience = time.monotonic(), schedule.checkpoint_seconds
+            until = min(schedule.next_stop(iteration, room), iteration + steps)
+            bounds = jnp.asarray(until), jnp.asarray(schedule.window(iteration))
+            before, began = state, time.monotonic()
+            state, ended, now = jax.block_until_ready(
+                advance.with_rows(train_tasks, training_key, *replicate(mesh, (state, *bounds)))
             )
             pace.add(until - iteration, time.monotonic() - began)
+            ended, now = jax.device_get((ended, now))
+            rows, room = ended.taken(), ended.room
+            for record, incidents in zip(
+                described(learner, rows, pace), rows.incidents, strict=True
+            ):
+                share = (record["iteration"] - iteration) / (until - iteration)
+                seconds = began + share * (time.monotonic() - began) - started
+                observer.row(record | {"seconds": round(seconds, 3)})
+                if incidents > reported:
+                    for incident in incident_rows(state, reported)[: incidents - reported]:
+                        observer.row({"iteration": record["iteration"], "incident": incident})
+                reported = incidents
+            if pace.dispatches == 1 and int(state.failure) != HEALTHY:
+                checkpoints.save(iteration, local(mesh, before))
             check_health(learner, state)
             iteration = until
-            alphas = np.asarray(rates_now(state.meta, state.rate_state))
-            means = figures(learner, state, pace, alphas)
-            observer.progress(iteration, means)
-            if iteration % schedule.log_every == 0 or iteration == schedule.iterations:
-                seconds = {"seconds": round(time.monotonic() - started, 3)}
-                observer.row({"iteration": iteration} | means | spread_of_alpha(alphas) | seconds)
-                for incident in incident_rows(state, reported):
-                    observer.row({"iteration": iteration, "incident": incident})
-                reported, state = int(state.incidents.count), next_window(state)
+            observer.progress(iteration, latest(learner, rows, now, pace))
             if iteration % schedule.eval_every == 0 or iteration == schedule.iterations:
                 validation = validate(state)
                 observer.row({"iteration": iteration, "validation": validation})
@@ -207,36 +222,37 @@ def last_row(iteration: int, schedule: Schedule) -> int:
     return iteration - iteration % schedule.log_every
 
 
-def figures(
-    learner: Learner, state: TrainState, pace: Pace, alphas: np.ndarray
-) -> dict[str, float]:
-    """Means over the current window, and the rates in force, for the progress bar and the metrics file."""
-    window = jax.device_get(state.window)
-    count = max(int(window.steps), 1)
-    means = {
-        "loss": float(window.loss) / count,
-        "loss_before": float(window.loss_before) / count,
-        "accuracy": float(window.metric) / count if learner.objective.metric else math.nan,
-        "alpha": geometric_mean(alphas),
-        "meta_lr": current_meta_lr(state) or math.nan,
-        "grad_norm": float(window.gradient_norm) / count,
-        "steps_per_second": round(pace.per_second, 3),
-    }
-    return {name: value for name, value in means.items() if not math.isnan(value)}
+def latest(learner: Learner, rows: Row, now: Row, pace: Pace) -> dict[str, float]:
+    """What progress shows: the open window, or the last row where it is still empty."""
+    closed = not now.window.steps and len(rows.iteration)
+    shown = rows if closed else jax.tree.map(lambda leaf: leaf[None], now)
+    return described(learner, shown, pace)[-1]
 
 
-def geometric_mean(alphas: np.ndarray) -> float:
-    """As `learner.mean_alpha`: 0 if one of them is."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.exp(np.mean(np.log(alphas))))
-
-
-def spread_of_alpha(alphas: np.ndarray) -> dict[str, float]:
-    """Where nine tenths of the rates lie, when there is more than one."""
-    if alphas.size < 2:
-        return {}
-    low, high = np.quantile(alphas, [0.05, 0.95])
-    return {"alpha_low": float(low), "alpha_high": float(high)}
+def described(learner: Learner, rows: Row, pace: Pace) -> list[dict[str, Any]]:
+    """A record for each row: means over its window, the rates in force, and where nine tenths of the alphas lie."""
+    with np.errstate(
+        divide="ignore", invalid="ignore"
+    ):  # as `learner.mean_alpha`: 0 if one of them is
+        alphas = np.exp(np.mean(np.log(rows.alphas), axis=-1))
+    spread = np.quantile(rows.alphas, [0.05, 0.95], axis=-1) if rows.alphas.shape[-1] > 1 else None
+    window, records = rows.window, []
+    for n, iteration in enumerate(rows.iteration):
+        count = max(int(window.steps[n]), 1)
+        means = {
+            "loss": float(window.loss[n]) / count,
+            "loss_before": float(window.loss_before[n]) / count,
+            "accuracy": float(window.metric[n]) / count if learner.objective.metric else math.nan,
+            "alpha": float(alphas[n]),
+            "meta_lr": float(rows.meta_lr[n]) or math.nan,
+            "grad_norm": float(window.gradient_norm[n]) / count,
+            "steps_per_second": round(pace.per_second, 3),
+        }
+        record = {name: value for name, value in means.items() if not math.isnan(value)}
+        if spread is not None:
+            record |= {"alpha_low": float(spread[0, n]), "alpha_high": float(spread[1, n])}
+        records.append({"iteration": int(iteration)} | record)
+    return records
 
 
 def validator(learner: Learner, splits: TaskSplits, key: PRNGKeyArray, num_tasks: int):

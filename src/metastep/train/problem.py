@@ -4,6 +4,7 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -236,15 +237,19 @@ def build_model(config: ProblemConfig, description: dict[str, Any]) -> Model:
     if is_own(name):
         return own_model(name, input_shape, output_size)
     if name == "linear":
-        return linear(input_shape, output_size, bias=description["tasks"] != "linear")
+        return _linear(input_shape, output_size, bias=description["tasks"] != "linear")
     if name == "mlp":
-        return mlp(input_shape, output_size, config.hidden)
+        return _mlp(input_shape, output_size, tuple(config.hidden))
     if len(input_shape) != 3:
         raise InputError(
             f"--model conv4 needs images, but an example of {description['name']} has shape "
             f"{tuple(input_shape)}; use --model mlp"
         )
-    return conv4(input_shape, output_size, config.filters, config.pooling)
+    return _conv4(input_shape, output_size, config.filters, config.pooling)
+
+
+# Models are pure functions: built again for the same sizes, they are the same, and so are programs made of them.
+_linear, _mlp, _conv4 = (lru_cache(maxsize=8)(build) for build in (linear, mlp, conv4))
 
 
 def build_inner_loop(
@@ -276,13 +281,18 @@ def fingerprint(config: ProblemConfig, task_set: TaskSet) -> str:
 
 def split_keys(seed: int) -> dict[str, jax.Array]:
     """One independent key for each use of randomness, named once."""
+    return _split(seed)
+
+
+@partial(jax.jit, static_argnums=0)  # op by op, each would be compiled
+def _split(seed: int) -> dict[str, jax.Array]:
     names = ("parameters", "rates", "training", "validation", "test", "examples")
     return dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
 
 
 def starting_parameters(model: Model, seed: int) -> Params:
     """The parameters that a run of that seed starts from."""
-    return jax.jit(model.init)(split_keys(seed)["parameters"])  # op by op, each would be compiled
+    return jax.jit(model.init)(split_keys(seed)["parameters"])
 
 
 def as_float(x: np.ndarray) -> np.ndarray:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from metastep._types import MetaParams
+from metastep._types import MetaParams, Params
 from metastep.rates import Trend
-from metastep.train.learner import Learner, initial_meta
+from metastep.train.learner import Learner
 
 HEALTHY, INNER_LOOP, OUTER_LOOP = 0, 1, 2
 
@@ -139,11 +139,15 @@ def initial_state(learner: Learner, key: PRNGKeyArray, horizon: int = 0) -> Trai
     key : of the initial parameters
     horizon : meta-steps that the schedule of the meta rate is spread over; of no account if that is constant
     """
-    return without_weak_types(jax.jit(lambda key: _initial_state(learner, key, horizon))(key))
+    params = jax.jit(learner.model.init)(key)  # the program by which the rates were measured, too
+    return jax.jit(lambda params: without_weak_types(_initial_state(learner, params, horizon)))(
+        params
+    )
 
 
-def _initial_state(learner: Learner, key: PRNGKeyArray, horizon: int) -> TrainState:
-    meta, rate_state = initial_meta(learner, key)
+def _initial_state(learner: Learner, params: Params, horizon: int) -> TrainState:
+    rates, rate_state = learner.rate.init(params)
+    meta = MetaParams(params, rates)
     with jax.numpy_dtype_promotion("standard"):
         optimizer_state = learner.optimizer.init(meta)  # pyright: ignore[reportArgumentType]
     hyperparams = getattr(optimizer_state, "hyperparams", {})
@@ -179,6 +183,7 @@ def with_validation(state: TrainState, score: float) -> TrainState:
     return dataclasses.replace(state, best=best)
 
 
+@jax.jit
 def next_window(state: TrainState) -> TrainState:
     """The state with its window emptied, and anchored here unless the loss has gone astray.
 
@@ -186,13 +191,18 @@ def next_window(state: TrainState) -> TrainState:
     """
     lowest = state.anchor.loss
     loss = state.window.loss / jnp.maximum(state.window.steps, 1).astype(lowest.dtype)
-    in_order = bool(loss <= 2 * lowest)
     here = Anchor(state.meta, state.optimizer_state, state.rate_state, jnp.minimum(loss, lowest))
-    anchor = here if in_order else state.anchor
-    return dataclasses.replace(state, window=Window.empty(), anchor=anchor)
+    anchor = jax.lax.cond(loss <= 2 * lowest, lambda: here, lambda: state.anchor)
+    empty = jax.tree.map(jnp.zeros_like, state.window)
+    return dataclasses.replace(state, window=empty, anchor=anchor)
+
+
+def meta_lr_in_force(state: TrainState) -> Array | None:
+    """The outer rate that the last meta-step took, when the optimiser keeps it in its state."""
+    return getattr(state.optimizer_state, "hyperparams", {}).get("learning_rate")
 
 
 def current_meta_lr(state: TrainState) -> float | None:
-    """The outer rate in force, when the optimiser keeps it in its state."""
-    hyperparams = getattr(state.optimizer_state, "hyperparams", {})
-    return float(hyperparams["learning_rate"]) if "learning_rate" in hyperparams else None
+    """The same as a number."""
+    rate = meta_lr_in_force(state)
+    return None if rate is None else float(rate)

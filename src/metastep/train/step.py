@@ -3,21 +3,29 @@
 import dataclasses
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from metastep._trees import norm
 from metastep._types import Episode, MetaParams
 from metastep.metagrad import TaskGradient, TaskOutcome
 from metastep.models import warn_of_native_convolution
-from metastep.rates import schedule_factor
+from metastep.rates import FactoredRate, FixedRate, LearnedRate, schedule_factor
 from metastep.tasks import AbstractTaskFamily
 from metastep.train.devices import draw_episodes, gathered, mean_over_devices
 from metastep.train.guard import Verdict, examine, recover
-from metastep.train.learner import Learner
-from metastep.train.state import HEALTHY, TrainState, Window, moving
+from metastep.train.learner import Learner, rates_in_force
+from metastep.train.state import (
+    HEALTHY,
+    TrainState,
+    Window,
+    meta_lr_in_force,
+    moving,
+    next_window,
+)
 
 
 def meta_step(learner: Learner, state: TrainState, episodes: Episode) -> TrainState:
@@ -168,12 +176,172 @@ def _while_healthy(
     return dataclasses.replace(state, **now), verdict
 
 
-def compile_advance(learner: Learner):
-    """`advance` for one learner, compiled: (family, key, state, until) -> state."""
+_MOST_ROWS, _MOST_NUMBERS = 32, 2**19
 
-    def run(
-        family: AbstractTaskFamily, key: PRNGKeyArray, state: TrainState, until: Int[Array, ""]
+
+class Row(eqx.Module):
+    """What a row of metrics is made of.
+
+    Attributes
+    ----------
+    iteration : meta-steps done at its end
+    window : sums over its meta-steps
+    meta_lr : the outer rate of the last of them; NaN where the optimiser does not tell
+    incidents : how many there were until then
+    alphas : every rate in force
+    """
+
+    iteration: Int[Array, "..."]
+    window: Window
+    meta_lr: Float[Array, "..."]
+    incidents: Int[Array, "..."]
+    alphas: Float[Array, "... rates"]
+
+    @classmethod
+    def at(cls, learner: Learner, state: TrainState) -> "Row":
+        """The row that would end here."""
+        meta_lr = meta_lr_in_force(state)
+        return cls(
+            iteration=state.iteration,
+            window=state.window,
+            meta_lr=jnp.full((), jnp.nan) if meta_lr is None else meta_lr,
+            incidents=state.incidents.count,
+            alphas=rates_in_force(learner, state.meta, state.rate_state),
+        )
+
+
+class Rows(eqx.Module):
+    """The rows of metrics that ended within a dispatch: the first `count` of `each`, which has room for more."""
+
+    count: Int[Array, ""]
+    each: Row
+
+    @classmethod
+    def none(cls, learner: Learner, state: TrainState) -> "Rows":
+        """No row yet, and room for as many as a dispatch is worth, in two megabytes."""
+        row = jax.eval_shape(lambda state: Row.at(learner, state), state)
+        most = min(max(_MOST_NUMBERS // max(row.alphas.size, 1), 1), _MOST_ROWS)
+        room = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), row)
+        return cls(jnp.zeros((), int), room)
+
+    def with_one(self, row: Row) -> "Rows":
+        """One row more."""
+        each = jax.tree.map(lambda rows, one: rows.at[self.count].set(one), self.each, row)
+        return Rows(self.count + 1, each)
+
+    @property
+    def room(self) -> int:
+        """How many rows fit."""
+        return self.each.iteration.shape[0]
+
+    def taken(self) -> Row:
+        """The rows in use, on the host."""
+        return jax.tree.map(lambda leaf: leaf[: int(self.count)], self.each)
+
+
+def advance_with_rows(
+    learner: Learner,
+    family: AbstractTaskFamily,
+    key: PRNGKeyArray,
+    state: TrainState,
+    until: Int[Array, ""],
+    every: Int[Array, ""],
+) -> tuple[TrainState, Rows, Row]:
+    """`advance`, stopping over at each multiple of `every` to take a row and open the next window.
+
+    Rows that each were a dispatch of their own would cost more than the meta-steps they are about, where these take a
+    third of a millisecond. The caller sees to it that there is room for the rows.
+
+    Returns
+    -------
+    the state, the rows that ended, and the one of the window that is still open
+    """
+
+    def unfinished(carry: tuple[TrainState, Rows]) -> Array:
+        return (carry[0].iteration < until) & (carry[0].failure == HEALTHY)
+
+    def to_next_row(carry: tuple[TrainState, Rows]) -> tuple[TrainState, Rows]:
+        state, rows = carry
+        end = state.iteration - state.iteration % every + every
+        state = advance(learner, family, key, state, jnp.minimum(until, end))
+        return jax.lax.cond(
+            (state.iteration == end) & (state.failure == HEALTHY),
+            lambda: (next_window(state), rows.with_one(Row.at(learner, state))),
+            lambda: (state, rows),
+        )
+
+    until, every = (jnp.asarray(given, state.iteration.dtype) for given in (until, every))
+    none = Rows.none(learner, state)
+    state, rows = jax.lax.while_loop(unfinished, to_next_row, (state, none))
+    return state, *gathered(learner.mesh, (rows, Row.at(learner, state)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Advance:
+    """`advance` for one learner, compiled: (family, key, state, until) -> state.
+
+    Attributes
+    ----------
+    program : `advance_with_rows`, jitted
+    """
+
+    program: Any
+
+    def __call__(
+        self, family: AbstractTaskFamily, key: PRNGKeyArray, state: TrainState, until: Any
     ) -> TrainState:
-        return advance(learner, family, key, state, until)
+        return self.program(family, key, state, until, _NO_ROWS)[0]
 
-    return jax.jit(run)
+    def with_rows(
+        self,
+        family: AbstractTaskFamily,
+        key: PRNGKeyArray,
+        state: TrainState,
+        until: Any,
+        every: Any,
+    ) -> tuple[TrainState, Rows, Row]:
+        """The same program, which also takes the rows that end on the way."""
+        return self.program(family, key, state, until, every)
+
+    def lower(self, *arguments: Any) -> Any:
+        """As that of a jitted function."""
+        return self.program.lower(*arguments, _NO_ROWS)
+
+
+_NO_ROWS = 2**31 - 1
+_ONLY_START = (FixedRate, LearnedRate, FactoredRate)
+"""Rates whose own numbers say where a state starts, and are of no account after that."""
+_RECENT: list[tuple[Learner, Advance]] = []
+
+
+def compile_advance(learner: Learner) -> Advance:
+    """`advance` for one learner, compiled: (family, key, state, until) -> state.
+
+    The program of the last learner is kept, and serves again for one that differs in nothing but where its rate
+    starts: a run then finds what its rehearsals have traced and loaded.
+    """
+    rate = learner.rate
+    if type(rate) in _ONLY_START:
+        rate = eqx.filter(rate, eqx.is_array, inverse=True)
+    parts = dataclasses.replace(learner, rate=rate)
+    if not (_RECENT and _same(parts, _RECENT[0][0])):
+
+        def run(
+            family: AbstractTaskFamily,
+            key: PRNGKeyArray,
+            state: TrainState,
+            until: Int[Array, ""],
+            every: Int[Array, ""],
+        ) -> tuple[TrainState, Rows, Row]:
+            return advance_with_rows(learner, family, key, state, until, every)
+
+        _RECENT[:] = [(parts, Advance(jax.jit(run)))]
+    return _RECENT[0][1]
+
+
+def _same(one: Learner, other: Learner) -> bool:
+    """Whether two learners are made of the same parts."""
+    return all(
+        bool(getattr(one, field.name) == getattr(other, field.name))
+        for field in dataclasses.fields(Learner)
+    )
