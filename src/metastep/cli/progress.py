@@ -56,10 +56,15 @@ class BarObserver:
         )
 
     def row(self, row: dict[str, Any]) -> None:
-        if "incident" in row:
-            self._progress.console.print(row["incident"]["text"])
+        if text := remark(row):
+            self._progress.console.print(text)
         if "validation" in row:
             self._validation = f"  validation {row['validation']['loss']:.4g}"
+
+
+def remark(row: dict[str, Any]) -> str:
+    """What a row has to say in words: what the guard mended, or what the schedule decided; else nothing."""
+    return next((row[kind]["text"] for kind in ("incident", "decision") if kind in row), "")
 
 
 class LineObserver:
@@ -81,8 +86,8 @@ class LineObserver:
         self._console.print(f"{iteration}/{self._total}  {describe(figures)}{left}", soft_wrap=True)
 
     def row(self, row: dict[str, Any]) -> None:
-        if "incident" in row:
-            self._console.print(row["incident"]["text"], soft_wrap=True)
+        if text := remark(row):
+            self._console.print(text, soft_wrap=True)
 
 
 class Fanout:
@@ -126,8 +131,8 @@ class TensorBoardObserver:
         del iteration, figures
 
     def row(self, row: dict[str, Any]) -> None:
-        if "incident" in row:
-            self._writer.add_text("incident", row["incident"]["text"], row["iteration"])
+        if text := remark(row):
+            self._writer.add_text("remark", text, row["iteration"])
             return
         prefix = next((name for name in ("validation", "edge") if name in row), "train")
         for name, value in row.get(prefix, row).items():

@@ -12,7 +12,7 @@ _PERIODS = 4
 """Each is sqrt(2) times as long as the one before, so the last two and the two before them are a doubling apart."""
 _FEWEST = 10
 """Meta-steps that the earlier two must have for their scatter to mean anything."""
-_FLAT = 0.1
+FLAT = 0.1
 """A loss that falls by less than this share while the run doubles is flat."""
 _SURE = 1.645
 """Standard errors by which it must: one-sided, 5 %."""
@@ -93,4 +93,4 @@ def _is_flat(count: Array, total: Array, square: Array, start: Array) -> Bool[Ar
     error = jnp.sqrt(jnp.sum((spread - mean**2) / steps))
     gain, learned = mean[0] - mean[1], start - mean[1]
     is_full = (count[0] > 0) & (steps[0] >= _FEWEST)
-    return is_full & (gain + _SURE * error < _FLAT) & (learned > _FLAT)
+    return is_full & (gain + _SURE * error < FLAT) & (learned > FLAT)

@@ -41,7 +41,7 @@ EXAMPLE_ARRAYS: dict[str, dict[str, int]] = {
 
 
 # Rows of metrics.jsonl that are not means over a window of training.
-_KINDS = ("validation", "edge", "incident")
+_KINDS = ("validation", "edge", "incident", "decision")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Run:
     """What a run folder holds; a record whose file is missing is empty, and `notes` says why.
 
     The rows of metrics.jsonl are taken apart: means over training windows (`rows`), validations, measured edges of
-    the meta rate, and what the guard mended.
+    the meta rate, what the guard mended, and what the schedule of the meta rate decided.
     """
 
     config: dict[str, Any]
@@ -60,6 +60,7 @@ class Run:
     validation: list[dict[str, Any]]
     edges: list[dict[str, Any]]
     incidents: list[dict[str, Any]]
+    decisions: list[dict[str, Any]]
     examples: Examples | None
     notes: tuple[str, ...]
 
@@ -89,6 +90,7 @@ def read_run(path: Path) -> Run:
         validation=_rows_of(rows, "validation"),
         edges=_rows_of(rows, "edge"),
         incidents=_rows_of(rows, "incident"),
+        decisions=_rows_of(rows, "decision"),
         examples=_read_examples(path / "examples.npz", notes),
         notes=tuple(notes),
     )

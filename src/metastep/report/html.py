@@ -93,6 +93,7 @@ def _context(run: Run) -> dict[str, Any]:
         "rows": len(run.rows) + len(run.validation),
         "learning": list(_learning_pictures(run)),
         "best": _best(run),
+        "decisions": [str(decision.get("text", "")) for decision in run.decisions],
         "incidents": [str(incident.get("text", "")) for incident in run.incidents],
         "examples": _example_pictures(run),
         "examples_kind": run.examples["kind"] if run.examples else "",

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from metastep._errors import DivergenceError
+from metastep.rates.trend import FLAT
 from metastep.tasks import TaskSplits
 from metastep.train.checkpoint import Checkpoints
 from metastep.train.crew import ALONE, Crew
@@ -199,6 +200,8 @@ def run_loop(
                     for incident in incident_rows(state, reported)[: incidents - reported]:
                         observer.row({"iteration": record["iteration"], "incident": incident})
                 reported = incidents
+                if falls_since(learner, state, record["iteration"], schedule):
+                    observer.row({"iteration": record["iteration"], "decision": falling(state)})
             if pace.dispatches == 1 and int(state.failure) != HEALTHY:
                 checkpoints.save(iteration, local(mesh, before))
             check_health(learner, state)
@@ -220,6 +223,22 @@ def run_loop(
 def last_row(iteration: int, schedule: Schedule) -> int:
     """The iteration of the last row of metrics."""
     return iteration - iteration % schedule.log_every
+
+
+def falls_since(learner: Learner, state: TrainState, row: int, schedule: Schedule) -> bool:
+    """Whether the meta rate began to fall within the window that this row of metrics ends."""
+    since = int(state.trend.flat_since)
+    return learner.schedule == "until-flat" and last_row(row - 1, schedule) < since <= row
+
+
+def falling(state: TrainState) -> dict[str, Any]:
+    """What was decided when the loss was found flat, and why."""
+    since = int(state.trend.flat_since)
+    text = (
+        f"meta-step {since}: the training loss is flat (twice the meta-steps lower it by less than {FLAT:.0%}); "
+        "the meta rate falls from here on, to 0 at the end of the run"
+    )
+    return {"iteration": since, "text": text}
 
 
 def latest(learner: Learner, rows: Row, now: Row, pace: Pace) -> dict[str, float]:
