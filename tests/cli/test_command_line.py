@@ -102,7 +102,7 @@ def test_rates_json(capsys):
 
 
 def test_rates_rehearses_as_train_does(capsys, tmp_path):
-    few = ["--hidden", "8", "--tasks-per-step", "3", "--iterations", "2000", "--json"]
+    few = ["--hidden", "8", "--iterations", "2000", "--json"]
     status, out, err = run(capsys, "rates", "sinusoid", "--rehearse", *few)
     asked = json.loads(out)
     assert status == 0
