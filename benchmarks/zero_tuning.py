@@ -232,7 +232,7 @@ def on_border(best: tuple, cells: list[tuple]) -> bool:
 
 
 def draw(rows: list[dict], out: Path) -> None:
-    """A line per family and budget: ours and the median cell, as multiples of the best cell."""
+    """A line per family and budget: ours and the median cell, as multiples of the best cell, 12 at most."""
     names = list(dict.fromkeys(row["family"] for row in rows))
     places, labels, y = [], [], 0.0
     figure, (axes,) = new_figure(panel=(8.4, 0.19 * len(rows) + 0.12 * len(names) + 1.4))
@@ -244,7 +244,7 @@ def draw(rows: list[dict], out: Path) -> None:
             median = min(row["median"] / row["best"], 12)
             axes.plot([1, median], [y, y], color="#dddddd", linewidth=1, zorder=1)
             axes.plot(median, y, "|", color=GREY, markersize=9)
-            axes.plot(row["ours_over_best"], y, "o", color=BLUE)
+            axes.plot(min(row["ours_over_best"], 12), y, "o", color=BLUE)
             axes.annotate(
                 f"{row['budget']:,}", (0, y), (-6, 0), xycoords=("axes fraction", "data"),
                 textcoords="offset points", ha="right", va="center", fontsize=7,
