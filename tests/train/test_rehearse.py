@@ -77,6 +77,7 @@ def config(**changes) -> TrainConfig:
         ({}, 20),
         ({"iterations": 10_000}, 100),
         ({"iterations": 60_000}, 200),
+        ({"iterations": 2_900}, 29),  # 0.01 * 2,900 is less than 29
         ({"iterations": 1_999}, 0),
         ({"rate": "fixed"}, 20),
         ({"alpha": 0.1}, 0),

@@ -245,8 +245,8 @@ def learned_start(advice: RateAdvice) -> tuple[float, str]:
 
     Parameters
     ----------
-    advice : what was measured; a start that trying it out shows to ruin the model before it is trained (a loss
-        that more than doubles) is left alone, and so are rates beyond those tried
+    advice : what was measured; the start is no larger than the largest rate tried, and stays `alpha_chosen` where
+        trying the larger one out ruined the model before it is trained (a loss that more than doubles)
     """
     rates, losses = np.array(advice.curve.alpha), np.array(advice.curve.measured)
     start = min(advice.support_alpha, float(rates[-1]))

@@ -227,8 +227,9 @@ def last_row(iteration: int, schedule: Schedule) -> int:
 
 def falls_since(learner: Learner, state: TrainState, row: int, schedule: Schedule) -> bool:
     """Whether the meta rate began to fall within the window that this row of metrics ends."""
-    since = int(state.trend.flat_since)
-    return learner.schedule == "until-flat" and last_row(row - 1, schedule) < since <= row
+    if learner.schedule != "until-flat":
+        return False
+    return last_row(row - 1, schedule) < int(state.trend.flat_since) <= row
 
 
 def falling(state: TrainState) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from metastep.train.step import compile_advance
 # this level of a one-sided test.
 _FACTOR, _MOST, _MARGIN, _LEVEL = 3.0, 4, 0.01, 0.05
 # All rehearsals together cost at most 4 % of a run. Where that is too short to tell rates apart, there are none.
-_SHARE, _SHORTEST, _LONGEST = 0.01, 20, 200
+_PART, _SHORTEST, _LONGEST = 100, 20, 200
 
 
 def rehearsal_length(config: TrainConfig) -> int:
@@ -36,7 +36,7 @@ def rehearsal_length(config: TrainConfig) -> int:
         takes_part and config.rehearse and config.alpha == "auto" and config.algorithm != "erm"
     ):
         return 0
-    steps = int(_SHARE * (config.iterations or 0))
+    steps = (config.iterations or 0) // _PART
     return min(steps, _LONGEST) if steps >= _SHORTEST else 0
 
 
