@@ -70,7 +70,9 @@ def run(options: Options, kind: str, factor: float, seed: int) -> dict:
     state = train(task_set.splits.train, initial_state(learner, keys[0], options.iterations))
     alpha = learner.rate.alpha(state.meta, state.rate_state)
     judge = compile_judge(learner, learner.adapter.steps, options.test_tasks)
-    losses = np.asarray(judge(state.meta.params, alpha, task_set.splits.test, keys[2])[0])[:, -1]
+    losses = np.asarray(judge(state.meta.params, alpha, task_set.splits.test, keys[2]).losses)[
+        :, -1
+    ]
     episodes = batch_of_episodes(task_set.splits.test, keys[3], 1_000)
     terms = jax.vmap(lambda e: label_aware_terms(learner.objective, state.meta.params, e))(episodes)
     row = {

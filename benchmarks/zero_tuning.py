@@ -17,6 +17,7 @@ Omniglot needs METASTEP_DATA.
 
 import dataclasses
 import json
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -29,6 +30,7 @@ import scipy.stats
 import tyro
 
 from metastep._records import read_json, write_bytes
+from metastep.adapt import HALVINGS
 from metastep.report.style import BLUE, GREY, VERMILLION, new_figure, render
 from metastep.tasks import TaskSplits
 from metastep.train import TrainConfig, build_learner, choose_rates, load_tasks, sweep
@@ -144,10 +146,17 @@ def judged(learner: Learner, splits: TaskSplits, state: TrainState, key, num_tas
     """Loss and accuracy on the held-out tasks that the grid's cells are judged by."""
     if int(state.failure) != HEALTHY:
         return {"loss": None}
-    judge = compile_judge(learner, learner.adapter.steps, num_tasks)
     alpha = learner.rate.alpha(state.meta, state.rate_state)
-    losses, metrics = judge(state.meta.params, alpha, splits.test, key)
-    return _judgement(float(jnp.mean(losses[:, -1])), float(jnp.mean(metrics[:, -1])))
+
+    def on_tasks(halvings: int):
+        judge = compile_judge(learner, learner.adapter.steps, num_tasks, halvings=halvings)
+        return judge(state.meta.params, alpha, splits.test, key)
+
+    tasks, plain = on_tasks(HALVINGS), on_tasks(0)
+    loss, metric = (float(jnp.mean(values[:, -1])) for values in (tasks.losses, tasks.metrics))
+    unmended = _judgement(float(jnp.mean(plain.losses[:, -1])), math.nan)["loss"]
+    halved = int(jnp.count_nonzero(tasks.halvings[:, -1]))
+    return _judgement(loss, metric) | {"plain_loss": unmended, "halved": halved}
 
 
 def whole_grid(family: Family, budgets, seeds, fineness: str, folder: Path) -> list[dict]:
@@ -166,7 +175,8 @@ def whole_grid(family: Family, budgets, seeds, fineness: str, folder: Path) -> l
             row = {"optimizer": optimizer, "alpha": alphas[a], "meta_lr": meta_lrs[b]}
             row |= {"seed": seeds[s], "budget": budgets[m]}
             loss, metric = float(result.test_loss[index]), float(result.test_metric[index])
-            rows.append(row | _judgement(loss, metric))
+            halved = round(float(result.halved[index]) * family.test_tasks)
+            rows.append(row | _judgement(loss, metric) | {"halved": halved})
     return rows
 
 

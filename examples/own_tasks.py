@@ -54,7 +54,7 @@ def main(iterations: int = 1000) -> None:
 
         time = np.array([[0.1], [0.8], [1.3], [1.9]])
         position = 1.2 * np.exp(-0.4 * time) * np.cos(2 * time)
-        told = adapt_and_predict(trained, time, position, np.array([[2.5]]))["predictions"]
+        told = adapt_and_predict(trained, time, position, np.array([[2.5]])).predictions
         true = 1.2 * np.exp(-0.4 * 2.5) * np.cos(2 * 2.5)
         print(f"a new spring at 2.5: {told.item():.3g}, in truth {true:.3g}")
 

@@ -45,7 +45,7 @@ def main(folder: Path, iterations: int = 500) -> None:
     for _ in range(5):
         x, y = readings(rng, 40)
         answer = train.adapt_and_predict(run, x[:8], y[:8], x[8:])
-        pair = answer["predictions_before"], answer["predictions"]
+        pair = answer.predictions_before, answer.predictions
         errors.append([np.mean((predicted - y[8:]) ** 2) for predicted in pair])
     before, after = np.sqrt(np.mean(errors, axis=0))
     print(f"error on new sensors before adaptation: {before:.3g} V")

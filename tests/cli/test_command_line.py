@@ -190,6 +190,41 @@ def test_train_evaluate_adapt_on_a_table(capsys, table_run, tmp_path):
     assert "http://" not in report.replace("http://www.w3.org", "")
 
 
+def test_adapt_says_when_the_rate_was_too_high_for_a_task(capsys, table_run, tmp_path):
+    one = sensors(tmp_path / "one.csv", tasks=1)
+    ask = ["adapt", table_run / "run", "--query", one, "--out", tmp_path / "p.npz", "--json"]
+    status, out, err = run(capsys, *ask, "--support", one)
+    assert (status, json.loads(out)["halvings"]) == (0, 0)
+    assert "lowered" not in err
+    status, out, err = run(capsys, *ask, "--support", one, "--alpha", "30")
+    record = json.loads(out)
+    assert (status, record["unadapted"]) == (0, False)
+    assert f"(halvings of inner steps: {record['halvings']})" in " ".join(err.split())
+    assert record["mean_squared_error"] < 1e3
+    status, out, err = run(capsys, *ask, "--support", one, "--alpha", "1e9")
+    record = json.loads(out)
+    assert record["unadapted"]
+    assert record["mean_squared_error"] == record["mean_squared_error_before"]
+    assert "the predictions are those before adaptation" in " ".join(err.split())
+    status, _, err = run(capsys, *ask, "--support", one, "--halvings", "-1")
+    assert status == 2
+    assert "--halvings is -1" in err
+
+
+def test_evaluate_counts_tasks_at_lower_rates(capsys, table_run):
+    ask = ["evaluate", table_run / "run", "--num-tasks", "12", "--alpha", "30"]
+    status, out, _ = run(capsys, *ask)
+    assert status == 0
+    assert "tasks adapted at a lower rate" in " ".join(out.split())
+    _, out, _ = run(capsys, *ask, "--json")
+    mended = json.loads(out)
+    assert mended["halved"] == 12
+    _, out, _ = run(capsys, *ask, "--halvings", "0", "--json")
+    plain = json.loads(out)
+    assert plain["halved"] == 0
+    assert not (plain["loss"]["mean"] or float("inf")) <= mended["loss"]["mean"]
+
+
 def test_predictions_come_back_in_the_units_of_the_table(capsys, tmp_path):
     # y is offset by 1,000 and the columns have wild scales: standardised inside, not outside.
     rng = np.random.default_rng(1)

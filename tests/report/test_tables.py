@@ -63,6 +63,15 @@ def test_transductive_evaluation_is_named():
     assert "query examples judged together (transductive if the model has batch norm)" in text
 
 
+def test_tasks_at_lower_rates_are_counted():
+    text = shown(tables.evaluation_table({**runs.evaluation(), "halved": 11, "unadapted": 0}))
+    assert "11 tasks adapted at a lower rate, as the support loss would have risen" in text
+    assert "not at all" not in text
+    text = shown(tables.evaluation_table({**runs.evaluation(), "halved": 1, "unadapted": 1}))
+    assert "1 task adapted at a lower rate" in text
+    assert "(1 not at all, as it rose at every rate)" in text
+
+
 def test_info_table_flattens_and_obeys_no_markup():
     text = shown(tables.info_table({"name": "[red]x[/red]", "splits": {"train": 64, "seen": True}}))
     assert "name │ [red]x[/red]" in text

@@ -181,7 +181,7 @@ def test_adapting_needs_the_model_but_no_tasks(tmp_path):
     train(TrainConfig(tasks=Lines(), model=bump, **SMALL), RunFolder(tmp_path / "run"))
     run = load_run(RunFolder(tmp_path / "run"), model=bump)
     x = np.random.default_rng(0).normal(size=(6, 2)).astype("float32")
-    predictions = adapt_and_predict(run, x, x[:, :1], x)["predictions"]
+    predictions = adapt_and_predict(run, x, x[:, :1], x).predictions
     assert predictions.shape == (6, 1)
     with pytest.raises(InputError, match=r"tasks: the run knows Lines"):
         evaluate_run(run, num_tasks=4)

@@ -16,7 +16,7 @@ from metastep.theory.citations import source
 # Up to this many inner steps are laid out one after another: the compiler then fuses across them, and finds that a
 # body which is not adapted (ANIL) gives the same features at each. More go through a loop, all but the first: that
 # one starts from parameters which tasks side by side still share, and in a loop they would each get a copy.
-_UNROLLED_STEPS = 5
+UNROLLED_STEPS = 5
 
 
 @source("finn2017", "equation (1)", "as printed")
@@ -69,7 +69,7 @@ class GradientAdapter(AbstractAdapter):
 
         rates = alpha.values if isinstance(alpha, PerStep) else None
         _check_schedule(rates, self.steps)
-        first = self.steps if self.steps <= _UNROLLED_STEPS else 1
+        first = self.steps if self.steps <= UNROLLED_STEPS else 1
         losses = []
         for number in range(first):
             rate = jax.tree.map(lambda leaf, i=number: leaf[i], rates)

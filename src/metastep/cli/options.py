@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from metastep.adapt import HALVINGS
 from metastep.train.config import ProblemConfig, TaskConfig, TrainConfig
 from metastep.train.crew import CrewConfig
 
@@ -106,6 +107,9 @@ class EvaluateOptions:
     """The state that validated best, or the last one."""
     transductive: bool = True
     """Whether batch normalisation sees the whole query set at once, as in most published numbers."""
+    halvings: int = HALVINGS
+    """How often the rates of an inner step are halved at most where it would raise the support loss of a task. 0:
+    plain gradient steps, as in published numbers."""
     stationarity: Json = False
     """Also measure how far from stationary the run is: the norm of its meta-gradient on fresh draws of the
     training tasks, with an interval, beside what it was at the start and what theory promises."""
@@ -136,6 +140,9 @@ class AdaptOptions:
     """The state that validated best, or the last one."""
     transductive: bool = False
     """Let batch normalisation see the whole query set; else every prediction stands alone."""
+    halvings: int = HALVINGS
+    """How often the rates of an inner step are halved at most where it would raise the support loss. 0: plain
+    gradient steps."""
     seed: int = 0
     """Adaptation draws nothing at random; accepted so that every verb takes a seed."""
     json: Json = False

@@ -8,6 +8,7 @@ import numpy as np
 
 from metastep._errors import InputError
 from metastep._records import write_bytes
+from metastep.train import TaskPredictions
 
 _ENDINGS = (".npz", ".csv", ".parquet")
 
@@ -61,13 +62,11 @@ def _columns(
     return columns
 
 
-def score(
-    predictions: dict[str, np.ndarray], truth: np.ndarray | None, kind: str
-) -> dict[str, float]:
+def score(told: TaskPredictions, truth: np.ndarray | None, kind: str) -> dict[str, float]:
     """Mean squared error or accuracy, after and before adaptation; nothing without labels."""
     if truth is None:
         return {}
-    after, before = predictions["predictions"], predictions["predictions_before"]
+    after, before = told.predictions, told.predictions_before
     if kind == "classification":
         return {
             "accuracy": float(np.mean(after == truth)),

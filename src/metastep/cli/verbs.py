@@ -27,6 +27,7 @@ from metastep.cli.together import taking_part
 from metastep.datasets.paths import cache_root
 from metastep.train import (
     RunFolder,
+    TaskPredictions,
     TrainConfig,
     adapt_and_predict,
     certify_run,
@@ -208,6 +209,7 @@ def evaluate(arguments: list[str]) -> None:
             alpha=options.alpha,
             seed=options.seed,
             transductive=options.transductive,
+            halvings=options.halvings,
         )
     record = {
         "run": str(options.run),
@@ -240,7 +242,7 @@ def adapt(arguments: list[str]) -> None:
     query_x, query_y = datasets.load_rows(options.query, like, need_y=False)
     out = options.out or options.query.with_name("predictions.npz")
     assert support_y is not None  # load_rows raises without labels
-    predictions = adapt_and_predict(
+    told = adapt_and_predict(
         run,
         support_x,
         support_y,
@@ -248,15 +250,33 @@ def adapt(arguments: list[str]) -> None:
         steps=options.steps,
         alpha=options.alpha,
         transductive=options.transductive,
+        halvings=options.halvings,
     )
-    write_predictions(out, predictions, run.description)
+    write_predictions(out, told.arrays(), run.description)
     record = {
         "out": str(out),
         "support": len(support_x),
         "query": len(query_x),
-        **score(predictions, query_y, run.description["kind"]),
+        **score(told, query_y, run.description["kind"]),
+        "halvings": told.halvings,
+        "unadapted": told.unadapted,
     }
+    if told.halvings:
+        error_console().print(_halved(told))
     show(record, "info", as_json=options.json)
+
+
+def _halved(told: TaskPredictions) -> str:
+    """What became of a task on which the rate of training was too high."""
+    if told.unadapted:
+        return (
+            "the support loss rises at the adaptation rate and at a thousandth of it: the predictions are those "
+            "before adaptation. Is this task like those of training, in the same units?"
+        )
+    return (
+        "the adaptation rate was lowered for this task, as it would have raised the support loss (halvings of "
+        f"inner steps: {told.halvings})"
+    )
 
 
 def _rows_like(description: dict[str, Any]) -> dict[str, Any]:

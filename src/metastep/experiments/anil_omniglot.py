@@ -69,6 +69,7 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
             (seed,),
             milestones=stops.tolist(),
             test_tasks=config.test_tasks,
+            halvings=0,
             keep=report.keep(name),
             progress=partial(report, _LABELS[name]),
         )

@@ -104,8 +104,8 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     }
     judge = compile_judge(oracle, 0, config.test_tasks)
     told = KnownSinusoid(config.test_queries, family)
-    losses = judge(params["oracle"], jnp.asarray(0.0), told, test_key)[0]
-    level = Estimate.of(np.asarray(losses)[:, 0])
+    tasks = judge(params["oracle"], jnp.asarray(0.0), told, test_key)
+    level = Estimate.of(np.asarray(tasks.losses)[:, 0])
     return {"curves": curves, "oracle": dataclasses.asdict(level), "iterations": config.iterations}
 
 
@@ -114,10 +114,11 @@ def _judge(
 ) -> dict[str, Any]:
     """Loss after each inner step; pretraining adapts at whichever rate does best on other tasks."""
     family = Sinusoid(shots=shots, queries=config.test_queries)
-    judge = compile_judge(learner, config.steps, config.test_tasks)
+    # Plain gradient steps, as in the paper.
+    judge = compile_judge(learner, config.steps, config.test_tasks, halvings=0)
 
     def losses(name: str, alpha: float, key: Array) -> np.ndarray:
-        return np.asarray(judge(params[name], jnp.asarray(alpha), family, key)[0])
+        return np.asarray(judge(params[name], jnp.asarray(alpha), family, key).losses)
 
     tuned = [
         np.nan_to_num(losses("pretrained", alpha, tune_key)[:, -1].mean(), nan=np.inf)

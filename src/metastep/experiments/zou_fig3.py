@@ -94,6 +94,7 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
             range(seed, seed + config.seeds),
             milestones=stops.tolist(),
             test_tasks=config.test_tasks,
+            halvings=0,
             keep=report.keep(name),
             progress=partial(report, name),
         )

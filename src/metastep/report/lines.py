@@ -111,7 +111,7 @@ def _log_axis(axes: Axes, name: str) -> None:
     axis = axes.xaxis if name == "x" else axes.yaxis
     low, high = axis.get_view_interval()
     # Less than three decades hold too few powers of ten to read a value off.
-    steps = (1.0,) if high / low > 1000 else (1.0, 2.0, 5.0)
+    steps = (1.0,) if high > 1000 * low else (1.0, 2.0, 5.0)
     axis.set_major_locator(LogLocator(subs=steps))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())

@@ -158,7 +158,18 @@ def evaluation_protocol(record: dict[str, Any]) -> str:
             if record["transductive"]
             else "query examples judged one by one"
         )
+    if record.get("halved"):
+        parts.append(_halved(record))
     return ", ".join(parts)
+
+
+def _halved(record: dict[str, Any]) -> str:
+    """How many tasks the rate was too high for."""
+    text = f"{plural(record['halved'], 'task')} adapted at a lower rate, as the support loss would have risen"
+    unadapted = record.get("unadapted")
+    return (
+        f"{text} ({count(unadapted)} not at all, as it rose at every rate)" if unadapted else text
+    )
 
 
 def stationarity_rows(record: dict[str, Any]) -> list[Row]:

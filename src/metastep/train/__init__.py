@@ -14,6 +14,7 @@ from metastep.train.folder import RunFolder
 from metastep.train.learner import Learner, side_by_side
 from metastep.train.loop import Observer, Outcome, Schedule, run_loop
 from metastep.train.memory import Fit, Footprint, fit, footprint
+from metastep.train.new_task import TaskPredictions
 from metastep.train.problem import TaskSet, build_inner_loop, build_model, load_tasks
 from metastep.train.rate_map import map_of_problem, rate_map, train_plane
 from metastep.train.run import TrainResult, resume, train
@@ -42,6 +43,7 @@ __all__ = [
     "Schedule",
     "SweepResult",
     "TaskConfig",
+    "TaskPredictions",
     "TaskSet",
     "TrainConfig",
     "TrainResult",

@@ -2,27 +2,37 @@
 
 import dataclasses
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from metastep._errors import check_count
 from metastep._records import Estimate
 from metastep._types import Episode, Params, Rate
-from metastep.adapt import GradientAdapter
+from metastep.adapt import HALVINGS, adapt_halving
 from metastep.tasks import AbstractTaskFamily
 from metastep.train.devices import map_over_devices
-from metastep.train.learner import Learner, rate_at
+from metastep.train.learner import Learner
 
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """Mean query loss and accuracy (classification) over tasks after a number of inner steps."""
+    """Mean query loss and accuracy (classification) over tasks after a number of inner steps.
+
+    Attributes
+    ----------
+    steps, loss, accuracy : the accuracy is None for regression
+    halved : tasks that adapted at lower rates so far, because an inner step would have raised their support loss
+    unadapted : tasks whose support loss would have risen at every rate tried, and which were judged as they were
+    """
 
     steps: int
     loss: Estimate
     accuracy: Estimate | None
+    halved: int = 0
+    unadapted: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +73,24 @@ class Evaluation:
 
 
 def _plain(judgement: Judgement) -> dict:
-    plain = {"steps": judgement.steps, "loss": dataclasses.asdict(judgement.loss)}
-    if judgement.accuracy is not None:
-        plain["accuracy"] = dataclasses.asdict(judgement.accuracy)
-    return plain
+    plain = dataclasses.asdict(judgement)
+    return {name: value for name, value in plain.items() if value is not None}
+
+
+class TaskCurve(eqx.Module):
+    """What adaptation does for a task (or several, on the leading axes) after 0, 1, ..., steps inner steps.
+
+    Attributes
+    ----------
+    losses, metrics : of the query set; metrics are NaN where the objective has none
+    halvings : how often rates were halved so far
+    unadapted : whether in vain, so that no step was taken so far
+    """
+
+    losses: Float[Array, "*tasks points"]
+    metrics: Float[Array, "*tasks points"]
+    halvings: Int[Array, "*tasks points"]
+    unadapted: Bool[Array, "*tasks points"]
 
 
 def predict(
@@ -96,33 +120,54 @@ def judge_steps(
     steps: int,
     *,
     transductive: bool = True,
-) -> tuple[Array, Array]:
-    """Query loss and metric (NaN if there is none) after 0, 1, ..., `steps` inner steps, each (steps + 1,)."""
+    halvings: int = HALVINGS,
+) -> TaskCurve:
+    """One task after 0, 1, ..., `steps` inner steps; `halvings` as in `adapt.adapt_halving`."""
     objective = learner.objective
-    gradient = jax.value_and_grad(objective.on(episode.support))
-    one_step = GradientAdapter(1, learner.adapter.trainable)
-    losses, metrics = [], []
-    for step in range(steps + 1):
-        if step:
-            params, _ = one_step(gradient, params, rate_at(alpha, step - 1))
+
+    def judge(params: Params) -> tuple[Array, Array]:
         outputs = predict(learner, params, episode, transductive=transductive)
-        losses.append(objective.output_loss(outputs, episode.query.y))
         metric = objective.metric(outputs, episode.query.y) if objective.metric else jnp.nan
-        metrics.append(jnp.asarray(metric, outputs.dtype))
-    return jnp.stack(losses), jnp.stack(metrics)
+        return objective.output_loss(outputs, episode.query.y), jnp.asarray(metric, outputs.dtype)
+
+    adapter = dataclasses.replace(learner.adapter, steps=steps)
+    gradient = jax.value_and_grad(objective.on(episode.support))
+    found = adapt_halving(adapter, gradient, params, alpha, halvings, watch=judge)
+    loss, metric = (jnp.asarray(value)[None] for value in judge(params))
+    if steps:
+        losses, metrics = found.watched
+        loss, metric = jnp.concatenate([loss, losses]), jnp.concatenate([metric, metrics])
+    counts = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(found.halvings)])
+    taken = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(~found.left_out)])
+    unadapted = (taken == 0) & (jnp.arange(steps + 1) > 0)
+    return TaskCurve(loss, metric, counts, unadapted)
 
 
-def compile_judge(learner: Learner, steps: int, num_tasks: int, *, transductive: bool = True):
-    """(params, alpha, family, key) -> losses and metrics, each (tasks, steps + 1), compiled once."""
+def compile_judge(
+    learner: Learner,
+    steps: int,
+    num_tasks: int,
+    *,
+    transductive: bool = True,
+    halvings: int = HALVINGS,
+):
+    """(params, alpha, family, key) -> `TaskCurve` of (tasks, steps + 1), compiled once; see `judge_steps`."""
 
     def judge(
         params: Params, alpha: Rate, family: AbstractTaskFamily, key: PRNGKeyArray
-    ) -> tuple[Array, Array]:
+    ) -> TaskCurve:
         def one(
             params: Params, alpha: Rate, family: AbstractTaskFamily, task_key: PRNGKeyArray
-        ) -> tuple[Array, Array]:
-            episode = family.sample(task_key)
-            return judge_steps(learner, params, alpha, episode, steps, transductive=transductive)
+        ) -> TaskCurve:
+            return judge_steps(
+                learner,
+                params,
+                alpha,
+                family.sample(task_key),
+                steps,
+                transductive=transductive,
+                halvings=halvings,
+            )
 
         keys = jax.random.split(key, num_tasks)
         shared = (params, alpha, family)
@@ -141,6 +186,7 @@ def evaluate(
     num_tasks: int = 600,
     steps: int | None = None,
     transductive: bool = True,
+    halvings: int = HALVINGS,
 ) -> Evaluation:
     """Mean loss and accuracy over fresh tasks of a held-out family, with 95 % intervals.
 
@@ -153,17 +199,22 @@ def evaluate(
     num_tasks : at least 1
     steps : inner steps; those of training by default
     transductive : see `predict`
+    halvings : how often the rates of an inner step are halved at most where it would raise the support loss of the
+        task; 0 judges plain gradient steps, as published numbers do
     """
     check_count("num_tasks", num_tasks)
+    check_count("halvings", halvings, minimum=0)
     steps = learner.adapter.steps if steps is None else steps
     check_count("steps", steps, minimum=0)
-    judge = compile_judge(learner, steps, num_tasks, transductive=transductive)
-    losses, metrics = (np.asarray(values) for values in judge(params, alpha, family, key))
+    judge = compile_judge(learner, steps, num_tasks, transductive=transductive, halvings=halvings)
+    tasks = jax.device_get(judge(params, alpha, family, key))
     curve = [
         Judgement(
             step,
-            Estimate.of(losses[:, step]),
-            None if learner.objective.metric is None else Estimate.of(metrics[:, step]),
+            Estimate.of(tasks.losses[:, step]),
+            None if learner.objective.metric is None else Estimate.of(tasks.metrics[:, step]),
+            int(np.count_nonzero(tasks.halvings[:, step])),
+            int(np.count_nonzero(tasks.unadapted[:, step])),
         )
         for step in range(steps + 1)
     ]

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from metastep._types import Episode, Params, Rate
+from metastep.adapt import HALVINGS, adapt_halving
 from metastep.tasks import AbstractTaskFamily, FewShot, batch_of_episodes
 from metastep.tasks.regression import AbstractRegression
 from metastep.train.learner import Learner
@@ -17,7 +18,12 @@ _CURVE_POINTS = 200
 
 
 def example_tasks(
-    learner: Learner, params: Params, alpha: Rate, family: AbstractTaskFamily, key: PRNGKeyArray
+    learner: Learner,
+    params: Params,
+    alpha: Rate,
+    family: AbstractTaskFamily,
+    key: PRNGKeyArray,
+    halvings: int = HALVINGS,
 ) -> dict[str, Any]:
     """Arrays for `examples.npz`: fitted curves, classified images, or predictions against targets."""
     is_curve = isinstance(family, AbstractRegression) and family.input_shape == (1,)
@@ -29,9 +35,10 @@ def example_tasks(
         episodes = batch_of_episodes(family, key, _NUM_TASKS)
 
         def outputs(episode: Episode):
-            adapted = learner.adapt(params, alpha, episode)
+            gradient = jax.value_and_grad(learner.objective.on(episode.support))
+            found = adapt_halving(learner.adapter, gradient, params, alpha, halvings)
             apply = learner.objective.apply
-            return apply(params, episode.query.x), apply(adapted, episode.query.x)
+            return apply(params, episode.query.x), apply(found.params, episode.query.x)
 
         return episodes, jax.lax.map(outputs, episodes)
 

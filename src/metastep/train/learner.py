@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
 from metastep._trees import group_size
-from metastep._types import Episode, MetaParams, Params, PerStep, Rate
+from metastep._types import Episode, MetaParams, Params, Rate
 from metastep.adapt import GradientAdapter
 from metastep.metagrad import AbstractMetaGradient
 from metastep.models import Model, Objective
@@ -100,13 +100,6 @@ def side_by_side(
 def map_tasks(function: Callable, keys: PRNGKeyArray, tasks_at_once: int | None):
     """Apply `function` to each key, `tasks_at_once` of them side by side; results get a leading task axis."""
     return jax.lax.map(function, keys, batch_size=tasks_at_once or keys.shape[0])
-
-
-def rate_at(alpha: Rate, step: int) -> Rate:
-    """The rate of one inner step, counted from 0; a schedule that ran out keeps its last rate."""
-    if not isinstance(alpha, PerStep):
-        return alpha
-    return jax.tree.map(lambda rates: rates[min(step, rates.shape[0] - 1)], alpha.values)
 
 
 def rates_in_force(learner: Learner, meta: MetaParams, rate_state: Any) -> Array:

@@ -282,12 +282,19 @@ def validator(learner: Learner, splits: TaskSplits, key: PRNGKeyArray, num_tasks
 
     def validate(state: TrainState) -> dict[str, float]:
         alpha = learner.rate.alpha(state.meta, state.rate_state)
-        judged = judge(*replicate(learner.mesh, (state.meta.params, alpha)), tasks, key)
-        losses, metrics = (np.asarray(values) for values in judged)
-        result = {"loss": float(losses[:, -1].mean()), "loss_before": float(losses[:, 0].mean())}
+        found = judge(*replicate(learner.mesh, (state.meta.params, alpha)), tasks, key)
+        found = jax.device_get(found)
+        names = {"loss": found.losses}
         if learner.objective.metric is not None:
-            result["accuracy"] = float(metrics[:, -1].mean())
-            result["accuracy_before"] = float(metrics[:, 0].mean())
+            names["accuracy"] = found.metrics
+        result = {}
+        for name, values in names.items():
+            result |= {
+                name: float(values[:, -1].mean()),
+                f"{name}_before": float(values[:, 0].mean()),
+            }
+        if halved := np.count_nonzero(found.halvings[:, -1]):
+            result["halved"] = halved
         return result
 
     return validate

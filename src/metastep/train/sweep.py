@@ -15,6 +15,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from metastep._errors import InputError, check_count, check_positive
 from metastep._records import Z95, read_json, to_plain, write_json
+from metastep.adapt import HALVINGS
 from metastep.tasks import TaskSplits
 from metastep.train.checkpoint import Checkpoints, Tree
 from metastep.train.evaluate import compile_judge
@@ -43,6 +44,7 @@ class SweepResult:
     test_metric : accuracy there, NaN for regression
     test_metric_ci95 : half-width of its 95 % interval over tasks (normal approximation)
     unadapted_metric : accuracy there before adaptation
+    halved : share of those tasks whose rates were halved, see `evaluate`
     alpha : adaptation rate in force at the milestone, which a rate of its own mind may have moved
     diverged_at : (alpha, meta rate, seed) the meta-step that left the finite numbers; 0 for none
     seconds : wall time of all trainings together, compilation included
@@ -57,6 +59,7 @@ class SweepResult:
     test_metric: np.ndarray
     test_metric_ci95: np.ndarray
     unadapted_metric: np.ndarray
+    halved: np.ndarray
     alpha: np.ndarray
     diverged_at: np.ndarray
     seconds: float
@@ -71,6 +74,7 @@ def sweep(
     *,
     milestones: Sequence[int],
     test_tasks: int = 200,
+    halvings: int = HALVINGS,
     window: int | None = None,
     cells_at_once: int | None = None,
     keep: Path | None = None,
@@ -91,6 +95,7 @@ def sweep(
     seeds : one training each, from its own parameters and tasks
     milestones : numbers of meta-steps, increasing; the last one ends the training
     test_tasks : held-out tasks of a judgement; 0 for none, which saves compiling it
+    halvings : of the rates of a held-out task, see `evaluate`; 0 for the plain steps of published numbers
     window : meta-steps averaged for `train_loss`; a twentieth of the training by default
     cells_at_once : trainings computed side by side; all for dense models, one for convolutions on CPU
     keep : folder to save all trainings in, once a minute; the same sweep with the same folder goes on from there,
@@ -104,6 +109,7 @@ def sweep(
     """
     _check(alphas, meta_lrs, seeds, milestones)
     check_count("test_tasks", test_tasks, minimum=0)
+    check_count("halvings", halvings, minimum=0)
     axes = (list(alphas or (math.nan,)), list(meta_lrs), list(seeds))
     cells = list(itertools.product(*axes))
     shape = tuple(len(axis) for axis in axes)
@@ -116,10 +122,11 @@ def sweep(
     test_keys = jnp.stack([keys[seed][2] for _, _, seed in cells])
     width = cells_at_once or (1 if learner.tasks_at_once == 1 else len(cells))
     run = _compile(learner, splits, width)
-    judge = _compile_test(learner, splits, test_tasks, width)
+    judge = _compile_test(learner, splits, test_tasks, halvings, width)
     window = window or max(1, milestones[-1] // 20)
     began = time.monotonic()
-    identity = {"axes": axes, "milestones": milestones, "window": window, "test_tasks": test_tasks}
+    identity = {"axes": axes, "milestones": milestones, "window": window}
+    identity |= {"test_tasks": test_tasks, "halvings": halvings}
     rows = np.full((len(milestones), len(_ROW), len(cells)), np.nan)
     shelf = _Shelf(keep, identity)
     course = _Course(
@@ -189,21 +196,23 @@ def _compile(learner: Learner, splits: TaskSplits, width: int):
     return lambda states, keys, until: run(splits.train, states, keys, until)
 
 
-def _compile_test(learner: Learner, splits: TaskSplits, num_tasks: int, width: int):
-    """(states, keys) -> loss and metric after adaptation, its interval, metric before; each (cells,)."""
+def _compile_test(learner: Learner, splits: TaskSplits, num_tasks: int, halvings: int, width: int):
+    """(states, keys) -> loss, metric, its interval, metric before adaptation, share of halved; each (cells,)."""
     if not num_tasks:
-        return lambda states, keys: (jnp.full(len(keys), jnp.nan),) * 4
-    judge = compile_judge(learner, learner.adapter.steps, num_tasks)
+        return lambda states, keys: (jnp.full(len(keys), jnp.nan),) * 5
+    judge = compile_judge(learner, learner.adapter.steps, num_tasks, halvings=halvings)
 
     @jax.jit
     def test(family, states: TrainState, keys: PRNGKeyArray) -> tuple[Array, ...]:
         def one(cell: tuple[TrainState, PRNGKeyArray]) -> tuple[Array, ...]:
             state, key = cell
             alpha = learner.rate.alpha(state.meta, state.rate_state)
-            losses, metrics = judge(state.meta.params, alpha, family, key)
-            before, after = metrics[:, 0], metrics[:, -1]
+            tasks = judge(state.meta.params, alpha, family, key)
+            before, after = tasks.metrics[:, 0], tasks.metrics[:, -1]
             error = jnp.std(after, ddof=1) / math.sqrt(num_tasks)
-            return jnp.mean(losses[:, -1]), jnp.mean(after), Z95 * error, jnp.mean(before)
+            halved = jnp.mean(tasks.halvings[:, -1] > 0)
+            loss = jnp.mean(tasks.losses[:, -1])
+            return loss, jnp.mean(after), Z95 * error, jnp.mean(before), halved
 
         return jax.lax.map(one, (states, keys), batch_size=width if width > 1 else None)
 
@@ -211,7 +220,8 @@ def _compile_test(learner: Learner, splits: TaskSplits, num_tasks: int, width: i
 
 
 _ROW = (
-    "train_loss", "test_loss", "test_metric", "test_metric_ci95", "unadapted_metric", "alpha",
+    "train_loss", "test_loss", "test_metric", "test_metric_ci95", "unadapted_metric", "halved",
+    "alpha",
 )  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """A trained run, loaded again: to be evaluated, and to adapt to new tasks."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,17 +11,24 @@ import numpy as np
 
 from metastep._errors import InputError, check_count
 from metastep._records import read_json
-from metastep._types import Batch, Episode, Params, Rate
-from metastep.tasks.core import as_default_float
+from metastep._types import Params, Rate
+from metastep.adapt import HALVINGS
 from metastep.train.build import build_learner
 from metastep.train.checkpoint import Checkpoints
 from metastep.train.config import TrainConfig
-from metastep.train.evaluate import Evaluation, evaluate, predict
+from metastep.train.evaluate import Evaluation, evaluate
 from metastep.train.examples import example_tasks
 from metastep.train.folder import RunFolder
 from metastep.train.learner import Learner
+from metastep.train.new_task import (
+    Answer,
+    TaskPredictions,
+    check_classes,
+    compile_answer,
+    new_episode,
+)
 from metastep.train.own import with_own
-from metastep.train.problem import as_float, load_tasks, split_keys
+from metastep.train.problem import load_tasks, split_keys
 from metastep.train.scaling import Scaling
 from metastep.train.state import initial_state
 
@@ -44,6 +53,11 @@ class TrainedRun:
     alpha: Rate
     iteration: int
     scaling: Scaling | None
+
+    @functools.cached_property
+    def answer(self) -> Callable[..., Answer]:
+        """What the model says to a new task, compiled at the first one of a shape and kept; see `compile_answer`."""
+        return compile_answer(self.learner)
 
 
 def load_run(folder: RunFolder, checkpoint: str = "best", **own: Any) -> TrainedRun:
@@ -94,11 +108,12 @@ def evaluate_run(
     alpha: float | None = None,
     seed: int | None = None,
     transductive: bool = True,
+    halvings: int = HALVINGS,
 ) -> tuple[Evaluation, dict[str, Any]]:
     """Evaluate on held-out tasks; also the example arrays for the report.
 
     `shots`, `queries`, `alpha` and `steps` are those of training by default; `seed` draws other tasks of the
-    same held-out split.
+    same held-out split; `halvings` : see `evaluate`.
     """
     changes = {
         name: value for name, value in (("shots", shots), ("queries", queries)) if value is not None
@@ -115,8 +130,10 @@ def evaluate_run(
         num_tasks=num_tasks,
         steps=steps,
         transductive=transductive,
+        halvings=halvings,
     )
-    return evaluation, example_tasks(run.learner, run.params, rate, family, keys["examples"])
+    examples = example_tasks(run.learner, run.params, rate, family, keys["examples"], halvings)
+    return evaluation, examples
 
 
 def adapt_and_predict(
@@ -128,8 +145,11 @@ def adapt_and_predict(
     steps: int | None = None,
     alpha: float | None = None,
     transductive: bool = False,
-) -> dict[str, np.ndarray]:
+    halvings: int = HALVINGS,
+) -> TaskPredictions:
     """Adapt to one new task and predict, in the units of the data.
+
+    Compiled once for each number of support and query examples.
 
     Parameters
     ----------
@@ -138,42 +158,33 @@ def adapt_and_predict(
     steps, alpha : those of training by default
     transductive : let batch normalisation see the whole query; off by default here, so that a prediction
         does not depend on what else is asked
+    halvings : how often the rates of an inner step are halved at most where it would raise the support loss, see
+        `adapt.adapt_halving`; 0 takes plain gradient steps
 
-    Returns
-    -------
-    predictions, and predictions_before adaptation; for classification also probabilities.
+    Raises
+    ------
+    InputError
+        For a class that the model does not know, and where the support loss is not finite before adaptation or
+        anything is not after it.
     """
     steps = run.learner.adapter.steps if steps is None else steps
     check_count("--steps", steps, minimum=0)
-    prepare = run.scaling.inputs if run.scaling else as_float
-    targets = run.scaling.targets(support_y) if run.scaling else support_y
-    classes = run.description["output_size"]
+    check_count("--halvings", halvings, minimum=0)
     is_classification = run.description["kind"] == "classification"
-    if is_classification and int(targets.max(initial=0)) >= classes:
-        raise InputError(
-            f"the support set has a class {int(targets.max())}, but the model tells {classes} classes apart "
-            f"(0 to {classes - 1})"
-        )
-    episode = Episode(
-        Batch(as_default_float(prepare(support_x)), as_default_float(targets)),
-        Batch(as_default_float(prepare(query_x)), jnp.zeros(len(query_x))),
-    )
-    adapter = dataclasses.replace(run.learner.adapter, steps=steps)
-    gradient = jax.value_and_grad(run.learner.objective.on(episode.support))
+    if is_classification:
+        check_classes(support_y, run.description["output_size"])
+    episode = new_episode(run.scaling, support_x, support_y, query_x)
     rate = run.alpha if alpha is None else jnp.asarray(alpha)
-    adapted, _ = adapter(gradient, run.params, rate)
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(adapted)):
+    options = (steps, transductive, halvings)
+    answer = jax.device_get(run.answer(run.params, rate, episode, *options))
+    if not answer.finite:
         raise InputError(
             f"adapting at alpha = {float(jnp.mean(jnp.asarray(rate))):.3g} left the finite numbers: check the "
             f"support set for huge values, or lower --alpha"
         )
-    outputs = {
-        name: np.asarray(predict(run.learner, params, episode, transductive=transductive))
-        for name, params in (("predictions", adapted), ("predictions_before", run.params))
-    }
+    fate = {"halvings": int(answer.halvings), "unadapted": bool(answer.unadapted)}
     if is_classification:
-        probabilities = np.asarray(jax.nn.softmax(outputs["predictions"]))
-        labels = {name: values.argmax(axis=-1) for name, values in outputs.items()}
-        return labels | {"probabilities": probabilities}
+        labels = (answer.after.argmax(axis=-1), answer.before.argmax(axis=-1))
+        return TaskPredictions(*labels, np.asarray(jax.nn.softmax(answer.after)), **fate)
     turn_back = run.scaling.predictions if run.scaling else lambda values: values
-    return {name: turn_back(values) for name, values in outputs.items()}
+    return TaskPredictions(turn_back(answer.after), turn_back(answer.before), None, **fate)

@@ -1,0 +1,155 @@
+"""Adapting to a task at lower rates where the chosen ones make the support loss rise."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, PyTree
+
+from metastep._errors import check_count
+from metastep._types import Params, PerStep, Rate, Scalar
+from metastep.adapt.core import InnerGradient
+from metastep.adapt.gradient import UNROLLED_STEPS, GradientAdapter
+
+HALVINGS = 10
+"""How often the rate of an inner step is halved before the step is left out: to a thousandth."""
+
+
+class Halved(eqx.Module):
+    """An adaptation, and what became of its rates.
+
+    Attributes
+    ----------
+    params : the adapted parameters
+    halvings : (steps,) how often the rates of each inner step were halved
+    left_out : (steps,) whether that was in vain, and the step was not taken
+    watched : what was to be noted after each inner step, on a leading axis
+    """
+
+    params: Params
+    halvings: Int[Array, " steps"]
+    left_out: Bool[Array, " steps"]
+    watched: PyTree[Array]
+
+
+def adapt_halving(
+    adapter: GradientAdapter,
+    inner_gradient: InnerGradient,
+    params: Params,
+    alpha: Rate,
+    halvings: int = HALVINGS,
+    watch: Callable[[Params], PyTree[Array]] = lambda params: None,
+) -> Halved:
+    """Adapt by steps that do not raise the support loss: one that would is taken at half its rates, or less.
+
+    A small enough step against the gradient cannot raise the loss it descends on. A step that does has overstepped,
+    on this task, the edge that its rates were chosen or learned for on others; from there the next steps can lead
+    out of the finite numbers. A new task brings no more than its support set to tell by, and that is enough: no query
+    example is looked at. Steps that do not raise the support loss are taken as they are. At negative rates, which
+    climb by intent, only a support loss that is not finite counts as failed.
+
+    This is for tasks that come after meta-training, and is not differentiable in reverse.
+
+    Parameters
+    ----------
+    adapter : whose steps are taken
+    inner_gradient, params, alpha : as an adapter takes them; rates per step that run out keep the last one
+    halvings : how often for one step at most, after that it is left out; 0 takes every step as it is
+    watch : params -> arrays to be noted after each inner step
+
+    Raises
+    ------
+    InputError
+        When `halvings` is negative.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp
+    >>> from metastep.adapt import GradientAdapter
+    >>> loss = lambda w: (w - 1.0) ** 2
+    >>> found = adapt_halving(GradientAdapter(1), jax.value_and_grad(loss), jnp.zeros(()), 2.0)  # 1 is the edge
+    >>> int(found.halvings[0]), float(found.params)
+    (1, 2.0)
+    """
+    check_count("halvings", halvings, minimum=0)
+    one_step = dataclasses.replace(adapter, steps=1)
+
+    def step(current: Params, number: Any) -> tuple[Params, tuple]:
+        value, gradient = inner_gradient(current)
+        rate = _rate_at(alpha, number)
+
+        def moved(factor: Scalar, gradient: Params = gradient) -> Params:
+            return one_step(lambda _: (value, gradient), current, _times(factor, rate))[0]
+
+        factor, count, failed = _highest_factor(
+            lambda factor: inner_gradient(moved(factor))[0],
+            jnp.where(_descends(rate), value, jnp.inf),
+            halvings,
+        )
+        # A step that is left out is one along nothing: a rate of 0 will not do where the gradient is not finite. What
+        # the adapter keeps fixed stays the same array here, so that the compiler computes it once for all steps.
+        along = jax.tree.map(lambda leaf: jnp.where(failed, jnp.zeros_like(leaf), leaf), gradient)
+        after = moved(factor, along)
+        return after, (count, failed, watch(after))
+
+    if adapter.steps == 0:
+        none = jnp.zeros(0, int)
+        return Halved(params, none, none.astype(bool), None)
+    if adapter.steps > UNROLLED_STEPS:
+        params, noted = jax.lax.scan(step, params, jnp.arange(adapter.steps))
+        return Halved(params, *noted)
+    rows = []
+    for number in range(adapter.steps):
+        params, row = step(params, number)
+        rows.append(row)
+    return Halved(params, *jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows))
+
+
+def _highest_factor(
+    loss_at: Callable[[Scalar], Scalar], limit: Scalar, halvings: int
+) -> tuple[Scalar, Array, Array]:
+    """The first of 1, 1/2, 1/4, ... whose loss is finite and within the limit, its place, and whether none is."""
+    one, never = jnp.asarray(1.0), jnp.zeros((), int)
+    if halvings == 0:
+        return one, never, never.astype(bool)
+
+    def fails(factor: Scalar) -> Array:
+        loss = loss_at(factor)
+        return ~(jnp.isfinite(loss) & (loss <= limit))
+
+    def again(state: tuple) -> Array:
+        _, count, failed = state
+        return failed & (count < halvings)
+
+    def halve(state: tuple) -> tuple:
+        factor, count, _ = state
+        return factor / 2, count + 1, fails(factor / 2)
+
+    factor, count, failed = jax.lax.while_loop(again, halve, (one, never, fails(one)))
+    return jnp.where(failed, jnp.zeros_like(factor), factor), count, failed
+
+
+def _rate_at(alpha: Rate, step: Any) -> Rate:
+    """The rate of one inner step, counted from 0; rates that ran out keep the last."""
+    if not isinstance(alpha, PerStep):
+        return alpha
+    return jax.tree.map(lambda rates: rates[jnp.minimum(step, len(rates) - 1)], alpha.values)
+
+
+def _times(factor: Scalar, rate: Rate) -> Rate:
+    """Every rate times a factor; none at all times 0, even of an infinite one."""
+    zero = factor == 0
+
+    def scaled(leaf: Array) -> Array:
+        product = leaf * jnp.asarray(factor, jnp.result_type(leaf))
+        return jnp.where(zero, jnp.zeros_like(product), product)
+
+    return jax.tree.map(scaled, rate)
+
+
+def _descends(rate: Rate) -> Bool[Array, ""]:
+    """Whether no rate is negative."""
+    return jnp.all(jnp.array([jnp.all(jnp.asarray(leaf) >= 0) for leaf in jax.tree.leaves(rate)]))
