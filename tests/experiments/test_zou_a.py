@@ -72,12 +72,14 @@ def test_mean_distance_claims_read_the_lines(path_records):
         assert found[1:] == expected
 
 
-def test_expected_gap_is_that_of_explicit_inverses(rng):
-    phi, test = rng.uniform(-5, 5, (6, 4, 3)), rng.uniform(-5, 5, (5, 4, 3))
-    alphas = np.array([0.5, 1.5]) * float(theory.limit_rate(test))
-    found = zou_theorem2._exact_gaps(phi, test, alphas, 0.01, 3)
+def test_expected_gap_is_that_of_explicit_inverses():
+    config = zou_theorem2.Config(tasks=6, test_tasks=5, shots=4, dim=3, steps=(0, 3), rates=4)
+    uniform = zou_theorem2._LAWS[0]
+    found = zou_theorem2._of_law(config, np.random.default_rng(4), uniform)
+    rng = np.random.default_rng(4)
+    phi, test = (5 * rng.uniform(-1, 1, (tasks, 4, 3)) for tasks in (6, 5))
     gram = np.swapaxes(phi, 1, 2) @ phi
-    contraction = np.eye(3) - 2 * 0.01 / 4 * np.swapaxes(test, 1, 2) @ test
+    contraction = np.eye(3) - 2 * config.eta / 4 * np.swapaxes(test, 1, 2) @ test
     contraction = np.linalg.matrix_power(contraction, 6).mean(0)
 
     def spread(alpha):
@@ -86,8 +88,9 @@ def test_expected_gap_is_that_of_explicit_inverses(rng):
         inverse = np.linalg.inv(adapted.sum(0))
         return inverse @ (adapted @ adapted).sum(0) @ inverse
 
-    expected = [np.trace(contraction @ (spread(alpha) - spread(0.0))) for alpha in alphas]
-    np.testing.assert_allclose(found, expected, rtol=1e-8)
+    alphas = found["alpha_lim"] * found["gaps"]["multiple"]
+    expected = [3 * np.trace(contraction @ (spread(alpha) - spread(0.0))) for alpha in alphas]
+    np.testing.assert_allclose(found["gaps"]["t=3"], expected, rtol=1e-6)
 
 
 def law(small, linear, gaps, change):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from metastep import theory
+from metastep._errors import InputError
 
 SHAPES = [(9, 6, 3), (8, 2, 5)]  # more and fewer shots than features: both Gram matrices are used
 OPTIMA = np.random.default_rng(5).normal(size=(9, 5)) + 1
@@ -137,3 +138,30 @@ def test_order_of_tasks_is_irrelevant(name, shape):
     function, _ = RATES[name]
     phi = features(shape)
     close(function(phi[::-1]), function(phi), rtol=1e-8)
+
+
+CURVES = {  # name -> function of features and alpha, for any number of rates
+    "average_risk": theory.average_risk,
+    "risk_variance": theory.risk_variance,
+    "distance_gap": lambda x, alpha: theory.distance_gap(x, alpha, 0.01, 2),
+    "distance_gap, linearised": lambda x, a: theory.distance_gap(x, a, 0.01, 2, linearised=True),
+    "minimiser_distance": lambda x, a: theory.minimiser_distance(x, x[:, ::2] * 1.5, a, 1.3, 0.2),
+    "concentration_spread": lambda x, alpha: theory.concentration_spread(alpha, 1.0, 1.5, 6),
+}
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_many_rates_are_one_at_a_time(name):
+    phi, alphas = features(SHAPES[0]), np.array([[0.0, 0.05], [0.1, 0.4]])
+    found = CURVES[name](phi, alphas)
+    assert found.shape == alphas.shape
+    for alpha, value in zip(alphas.ravel(), np.asarray(found).ravel(), strict=True):
+        close(value, CURVES[name](phi, alpha), rtol=1e-10)
+    if name != "concentration_spread":  # it has no features to follow
+        assert CURVES[name](phi.astype(np.float32), alphas).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_a_bad_rate_among_many_is_named(name):
+    with pytest.raises(InputError, match="alpha holds 1 NaN or infinite numbers"):
+        CURVES[name](features(SHAPES[0]), np.array([0.1, np.nan]))

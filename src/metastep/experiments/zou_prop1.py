@@ -4,9 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import Array
 from matplotlib.figure import Figure
 
 from metastep import theory
@@ -47,7 +45,7 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     alphas = np.array(config.multiples) * limit
     by_size = []
     for size in config.sizes:
-        predicted = np.sqrt(_variances(phi[:size], alphas))
+        predicted = np.sqrt(theory.risk_variance(phi[:size], alphas))
         for multiple, alpha, sd in zip(config.multiples, alphas, predicted, strict=True):
             found = _sampled(config, rng, phi[:size], float(alpha), bounds)
             by_size.append({"multiple": multiple, "tasks": size, "predicted": float(sd), **found})
@@ -60,10 +58,8 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
         "by_size": by_size,
         "by_rate": {
             "multiple": grid,
-            "sd": np.sqrt(_variances(middle, grid * limit)),
-            "epsilon": [
-                float(theory.concentration_spread(m * limit, *bounds, config.shots)) for m in grid
-            ],
+            "sd": np.sqrt(theory.risk_variance(middle, grid * limit)),
+            "epsilon": theory.concentration_spread(grid * limit, *bounds, config.shots),
         },
         "by_rate_tasks": len(middle),
     }
@@ -95,11 +91,6 @@ def _sampled(
         "bound": float(theory.concentration_bound(*case)),  # its absolute constant at 1
         "bound_as_printed": float(theory.concentration_bound_as_printed(*case)),
     }
-
-
-@jax.jit
-def _variances(phi: Array, alphas: Array) -> Array:
-    return jax.lax.map(lambda alpha: theory.risk_variance(phi, alpha), alphas)
 
 
 def plot(records: dict[str, Any]) -> Figure:

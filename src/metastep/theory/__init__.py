@@ -5,6 +5,11 @@ gives the reference. Nothing here needs the rest of the library. Features are ar
 (tasks, shots, dim), the loss is the mean (1/K) ||Phi w - y||^2, and rates are for that convention.
 """
 
+from metastep.theory.adaptation import (
+    AdaptationCurve,
+    AfterSteps,
+    adaptation_curve,
+)
 from metastep.theory.citations import (
     cite,
 )
@@ -160,6 +165,8 @@ from metastep.theory.two_layer import (
 )
 
 __all__ = [
+    "AdaptationCurve",
+    "AfterSteps",
     "BatchSizes",
     "EigenvalueBounds",
     "GramMoments",
@@ -170,6 +177,7 @@ __all__ = [
     "SolveStatus",
     "TwoLayerNetwork",
     "adaptation_bias_bound",
+    "adaptation_curve",
     "adapted_distance",
     "average_risk",
     "average_risk_rate",

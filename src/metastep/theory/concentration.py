@@ -30,13 +30,13 @@ def concentration_spread(
 
     Parameters
     ----------
-    alpha : adaptation rate, >= 0
+    alpha : adaptation rates, any shape, >= 0
     smallest, largest : bounds lI, lS on the eigenvalues, 0 < lI <= lS; see `eigenvalue_bounds`
     shots : K
 
     Returns
     -------
-    Scalar, infinite where the denominator is not positive.
+    Array of the shape of `alpha`, infinite where the denominator is not positive.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def concentration_spread(
     low = check_positive_values("smallest", check_scalar("smallest", smallest))
     high = check_positive_values("largest", check_scalar("largest", largest))
     check_nonnegative("largest - smallest", as_float_array("largest", high - low))
-    low, high, rate = to_common_dtype(low, high, check_variance("alpha", alpha))
+    low, high, rate = to_common_dtype(low, high, check_nonnegative("alpha", alpha))
     step = 2 * rate / shots
     above = high - 2 * step * low**2 + step**2 * high**3
     below = low - 2 * step * high**2 + step**2 * low**3
