@@ -17,7 +17,6 @@ from metastep.experiments import (
     zou_fig10,
     zou_theorem2,
 )
-from metastep.models import conv4
 from metastep.tasks import Quadratic, batch_of_episodes
 
 
@@ -231,17 +230,6 @@ def heuristic(best_index, high):
 )
 def test_range_is_judged_to_one_step_of_the_grid(best, verdict):
     assert verdicts(zou_fig10.EXPERIMENT, heuristic(best, 0.055)) == [verdict] * 2
-
-
-def test_normalised_model_has_features_of_length_one():
-    model = zou_fig3._normalised(conv4((28, 28, 1), 3, filters=4))
-    params = model.init(jax.random.key(0))
-    x = jax.random.uniform(jax.random.key(1), (5, 28, 28, 1))
-    assert model.features is not None
-    features = model.features(params, x)
-    np.testing.assert_allclose(jnp.linalg.norm(features, axis=1), 1.0, atol=1e-5)
-    expected = features @ params["head"]["weight"] + params["head"]["bias"]
-    np.testing.assert_allclose(model.apply(params, x), expected, rtol=1e-6)
 
 
 def anil(online, default, alpha=1.0):

@@ -20,9 +20,8 @@ from metastep.experiments.core import (
     Claim,
     Experiment,
     Report,
-    Verdict,
     standard_error,
-    verdict_of,
+    verdict_of_differences,
 )
 from metastep.experiments.networks import network_learner, train_at_rates
 from metastep.report import style
@@ -185,19 +184,11 @@ def _positive(name: str, losses: np.ndarray, records: dict[str, Any], source: st
         f"{_STRATEGIES[name]}: the optimal rate is positive",
         source,
         "best rate above 0 against best rate not above 0, paired over folds, beyond 2 standard errors",
-        _significant(difference),
+        verdict_of_differences(difference),
         f"best {rates[np.nanargmin(mean)]:g} with loss {np.nanmin(mean):.4g}, of {np.isfinite(mean).sum()} "
         f"rates that did not diverge; loss at {rates[below]:g} minus loss at {rates[above]:g}: "
         f"{difference.mean():.3g} ± {error:.1g}",
     )
-
-
-def _significant(difference: np.ndarray) -> Verdict:
-    """Whether a difference, one for each fold, is positive."""
-    mean = difference.mean()
-    if abs(mean) < 2 * standard_error(difference):  # this many test tasks cannot tell
-        return "not tested"
-    return verdict_of(mean > 0)
 
 
 def _same_is_best(records: dict[str, Any]) -> Claim:
@@ -207,7 +198,7 @@ def _same_is_best(records: dict[str, Any]) -> Claim:
     tied = int(np.nanargmin(np.diagonal(mean)))
     difference = folds[row, column] - folds[tied, tied]
     error = standard_error(difference)
-    verdict = "holds" if row == column else _significant(difference)
+    verdict = "holds" if row == column else verdict_of_differences(difference)
     return Claim(
         "The same rate in training and testing is the best choice",
         "Zou et al. (2022), section H.5: the standard setting",
