@@ -162,13 +162,13 @@ def test_loss_is_that_of_a_step_on_explicit_parameters(wide):
         gradient = support.T @ (support @ start - np.asarray(test.support.y)[task, :, 0])
         moved = start - 2 * alpha / 4 * gradient
         loss = np.mean((query @ moved - np.asarray(test.query.y)[task, :, 0]) ** 2)
-        constant, linear, square = (float(found[n][task]) for n in ("constant", "linear", "square"))
-        np.testing.assert_allclose(constant + alpha * linear + alpha**2 * square, loss, rtol=1e-6)
+        parabola = theory.LossParabola(**found["terms"])
+        np.testing.assert_allclose(parabola.at(alpha)[task], loss, rtol=1e-6)
 
 
 def test_best_rate_is_the_vertex_of_the_mean_parabola(wide):
     found, _ = wide[3]
-    vertex = -jnp.sum(found["linear"]) / (2 * jnp.sum(found["square"]))
+    vertex = -jnp.sum(found["terms"]["linear"]) / (2 * jnp.sum(found["terms"]["square"]))
     np.testing.assert_allclose(found["best"], vertex, rtol=1e-9)
 
 

@@ -58,10 +58,12 @@ from metastep.theory.fixed_points import (
     quadratic_meta_gradient,
 )
 from metastep.theory.gram_space import (
+    LossParabola,
     MinimumNorm,
     SolveStatus,
     function_space_step,
     gram_label_aware_rate,
+    gram_loss_parabola,
     minimum_norm_coefficients,
 )
 from metastep.theory.grams import (
@@ -170,6 +172,7 @@ __all__ = [
     "BatchSizes",
     "EigenvalueBounds",
     "GramMoments",
+    "LossParabola",
     "MinimumNorm",
     "RateInterval",
     "RateRange",
@@ -206,6 +209,7 @@ __all__ = [
     "gram_eigenvalues",
     "gram_label_aware_rate",
     "gram_limit_rate",
+    "gram_loss_parabola",
     "gram_moments",
     "hessian_free_delta",
     "hessian_free_step",
