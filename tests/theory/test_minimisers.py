@@ -66,6 +66,24 @@ def test_label_minimiser_makes_the_gradient_vanish(split):
         assert above > least
 
 
+def test_best_rate_is_where_the_risk_is_least():
+    curve = theory.risk_curve_from_labels(PHI, LABELS, phi_query=QUERY, labels_query=LABELS_QUERY)
+    fine = np.linspace(0, 0.5, 20_001)
+    assert curve.best_rate(0.5) == pytest.approx(fine[np.argmin(curve.risks(fine))], abs=3e-5)
+    best = curve.best_rate(0.5)
+    near = np.asarray(curve.risks(np.array([best - 1e-5, best, best + 1e-5])))
+    assert near.argmin() == 1
+
+
+def test_best_rate_is_the_lower_of_two_minima():
+    class TwoMinima:
+        def risks(self, alphas):
+            return np.minimum((alphas - 0.2) ** 2 + 0.01, 4 * (alphas - 0.7123) ** 2)
+
+    found = theory.RiskCurve.best_rate(TwoMinima(), 1.0)
+    assert found == pytest.approx(0.7123, abs=1e-6)
+
+
 def test_zero_rate_is_empirical_risk_minimisation():
     stacked, labels = PHI.reshape(-1, 4), np.einsum("nkd,nd->nk", PHI, OPTIMA).ravel()
     expected = np.linalg.lstsq(stacked, labels, rcond=None)[0]
@@ -176,6 +194,7 @@ def test_dependent_features_give_nan_on_the_curve_and_an_error_alone():
         ),
         (lambda: theory.risk_curve(PHI[:1, :2], OPTIMA[:1]), "risk_curve: phi holds 2 examples"),
         (lambda: theory.risk_curve(PHI, OPTIMA).risks(np.nan), "alphas holds 1 NaN"),
+        (lambda: theory.risk_curve(PHI, OPTIMA).best_rate(0.0), "highest is 0; it must be above 0"),
         (lambda: theory.label_minimiser(PHI, LABELS[:, :1]), "labels has shape"),
         (
             lambda: theory.label_minimiser(PHI, LABELS, phi_query=QUERY),

@@ -110,10 +110,10 @@ def _sampled(
     x = rng.standard_normal((config.test_tasks, count, config.dim))
     w = config.spread / config.dim**0.5 * rng.standard_normal((config.test_tasks, config.dim))
     noise = config.noise * rng.standard_normal((config.test_tasks, count))
-    apart = w - math.sqrt(distance / config.dim)  # any point at that distance from w0 = 0
-    errors = np.einsum("nkd,nd->nk", x, apart) + noise  # labels minus predictions of the start
-    gradient = np.einsum("nkd,nk->nd", x[:, :-1], errors[:, :-1]) / config.test_shots
-    losses = (errors[:, -1] - rate * np.sum(x[:, -1] * gradient, axis=1)) ** 2 / 2
+    labels = np.einsum("nkd,nd->nk", x, w) + noise
+    start = np.full(config.dim, math.sqrt(distance / config.dim))  # any point that far from w0 = 0
+    query = {"phi_query": x[:, -1:], "labels_query": labels[:, -1:]}
+    losses = theory.adapted_losses(start, x[:, :-1], labels[:, :-1], rate / 2, **query) / 2
     return {
         "loss": losses.mean(),
         "error": standard_error(losses),

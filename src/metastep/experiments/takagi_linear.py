@@ -1,7 +1,6 @@
 """Takagi et al., linear regression: theoretical and empirical limits of alpha and beta, simplified and exact MAML."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -65,28 +64,32 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     forms = {}
     for index, form in enumerate(_FORMS):
         report(f"{form} MAML", index, len(_FORMS))
-
-        def log_factor(alpha: Array, beta: Array, form: Form = form) -> Array:
-            gradient = jax.grad(_meta_loss(form, loss, alpha))
-            return theory.log_contraction(gradient, start, beta, config.steps)
-
-        forms[form] = _limits(form, log_factor, spectrum, alphas, betas, config)
+        forms[form] = _limits(form, loss, start, spectrum, alphas, betas, config)
     return {"eigenvalues": spectrum, "alphas": alphas, "betas": betas, **forms}
 
 
 def _limits(
-    form: Form, log_factor: Callable, spectrum: Array, alphas: Array, betas: Array, config: Config
+    form: Form,
+    loss: Loss,
+    start: Array,
+    spectrum: Array,
+    alphas: Array,
+    betas: Array,
+    config: Config,
 ) -> dict[str, Any]:
     """The map, and theoretical and empirical limits; an empirical limit of 0 says that no beta converges."""
     sharpest = spectrum[-1]
     # For alpha below 2 / lambda_max every limit is at least 2 / lambda_max, or there is none.
     lowest, highest = 0.5 / sharpest, 4 * config.largest_beta / sharpest
 
-    def find_beta(alpha: Array) -> Array:
-        def converges(beta: Array) -> Array:
-            return log_factor(alpha, beta) < 0
+    def log_factor(alpha: Array, beta: Array) -> Array:
+        gradient = jax.grad(_meta_loss(form, loss, alpha))
+        return theory.log_contraction(gradient, start, beta, config.steps)
 
-        return theory.largest_rate(converges, lowest, highest, config.bisections)
+    def find_beta(alpha: Array) -> Array:
+        gradient = jax.grad(_meta_loss(form, loss, alpha))
+        sizes = (config.steps, config.bisections)
+        return theory.largest_contracting_rate(gradient, start, lowest, highest, *sizes)
 
     def find_alpha() -> Array:
         def converges(alpha: Array) -> Array:  # beta lambda <= 1 on all eigenvalues

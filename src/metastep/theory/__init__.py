@@ -25,6 +25,7 @@ from metastep.theory.convergence import (
     sampling_gap_bound,
 )
 from metastep.theory.descent import (
+    largest_contracting_rate,
     largest_rate,
     log_contraction,
 )
@@ -95,6 +96,10 @@ from metastep.theory.mixed_linear import (
     expected_test_loss,
     minimiser_distance,
 )
+from metastep.theory.moment_counts import (
+    MomentCounts,
+    polynomial_moment_counts,
+)
 from metastep.theory.moments import (
     gaussian_gram_moments,
     gaussian_split_rate,
@@ -138,6 +143,7 @@ from metastep.theory.risk_curve import (
     risk_curve_from_labels,
 )
 from metastep.theory.risks import (
+    adapted_losses,
     average_risk,
     empirical_risk,
     limit_risk,
@@ -174,6 +180,7 @@ __all__ = [
     "GramMoments",
     "LossParabola",
     "MinimumNorm",
+    "MomentCounts",
     "RateInterval",
     "RateRange",
     "RiskCurve",
@@ -182,6 +189,7 @@ __all__ = [
     "adaptation_bias_bound",
     "adaptation_curve",
     "adapted_distance",
+    "adapted_losses",
     "average_risk",
     "average_risk_rate",
     "batch_rate",
@@ -223,6 +231,7 @@ __all__ = [
     "iteration_bound",
     "label_aware_rate",
     "label_minimiser",
+    "largest_contracting_rate",
     "largest_rate",
     "layer_rates",
     "limit_rate",
@@ -248,6 +257,7 @@ __all__ = [
     "polynomial_features",
     "polynomial_gram_moments",
     "polynomial_gram_moments_as_printed",
+    "polynomial_moment_counts",
     "predicted_gain",
     "quadratic_fixed_point",
     "quadratic_meta_gradient",

@@ -80,7 +80,7 @@ def concentration_bound(
 
     Parameters
     ----------
-    alpha : adaptation rate, >= 0
+    alpha : adaptation rates, any shape, >= 0
     smallest, largest : bounds lI, lS on the eigenvalues, 0 < lI <= lS; see `eigenvalue_bounds`
     num_tasks, shots, dim : N, K, d
     sub_gaussian_norm : L, the sub-Gaussian norm of the coordinates of C^T C a, >= 0
@@ -89,7 +89,7 @@ def concentration_bound(
 
     Returns
     -------
-    Scalar, infinite where the denominator of e is not positive and the bound says nothing.
+    Array of the shape of `alpha`, infinite where the denominator of e is not positive and the bound says nothing.
 
     Raises
     ------
@@ -131,7 +131,7 @@ def concentration_bound_as_printed(
 
     Returns
     -------
-    Scalar, infinite where the bound says nothing.
+    Array of the shape of `alpha`, infinite where the bound says nothing.
 
     Raises
     ------

@@ -18,6 +18,7 @@ from metastep.theory._linear import check_determined, factorise, solve_triangula
 from metastep.theory._rates import at_rates, check_rates
 from metastep.theory.citations import source
 from metastep.theory.grams import adapted_features, contract, nonzero_features
+from metastep.theory.minimisers import check_labelled
 
 
 @source("zou2022", "equation 2.5", "as printed")
@@ -72,6 +73,49 @@ def empirical_risk(
         return losses.mean()
     factors = check_weights("weights", weights, support.shape[0]).astype(losses.dtype)
     return jnp.sum(factors * losses) / jnp.sum(factors)
+
+
+@source("zou2022", "equation 2.5, one task at a time and for any labels", "derived")
+def adapted_losses(
+    params: ArrayLike,
+    phi: ArrayLike,
+    labels: ArrayLike,
+    alpha: ArrayLike = 0.0,
+    *,
+    phi_query: ArrayLike | None = None,
+    labels_query: ArrayLike | None = None,
+) -> Array:
+    """Mean squared error of every task after one inner step from `params`: what a standard error needs.
+
+    (1/K_t) ||Phi_t (w - (2 alpha / K) Phi_u^T (Phi_u w - y_u)) - y_t||^2 for every task.
+
+    Parameters
+    ----------
+    params : (dim,) parameters w
+    phi : (tasks, shots, dim) features of the support examples
+    labels : (tasks, shots) their labels
+    alpha : adaptation rate, any sign; 0 gives the losses before adaptation
+    phi_query, labels_query : (tasks, query shots, dim) and (tasks, query shots), or both None
+
+    Returns
+    -------
+    (tasks,) array, >= 0; its mean is `RiskCurve.risks_at` of `risk_curve_from_labels`.
+
+    Raises
+    ------
+    InputError
+        If a shape is wrong, a number is not finite, or only one of `phi_query` and `labels_query` is given.
+
+    References
+    ----------
+    Derived from Zou et al. (2022), equation 2.5; with `phi_query`, H.3.
+    """
+    support, targets, query, query_targets = check_labelled(phi, labels, phi_query, labels_query)
+    start = check_array("params", params, support.shape[2]).astype(support.dtype)
+    step = 2 * check_scalar("alpha", alpha).astype(support.dtype) / support.shape[1]
+    residual = contract("nkd,d->nk", support, start) - targets
+    moved = start - step * contract("nkd,nk->nd", support, residual)
+    return jnp.mean((contract("nqd,nd->nq", query, moved) - query_targets) ** 2, axis=1)
 
 
 @source("zou2022", "equation B.6 (and H.4, support and query apart)", "as printed")
