@@ -84,6 +84,19 @@ def test_best_rate_is_the_lower_of_two_minima():
     assert found == pytest.approx(0.7123, abs=1e-6)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.1, -0.2])
+def test_shares_make_the_minimiser_of_any_optima(alpha):
+    shares = np.asarray(theory.minimiser_shares(PHI, alpha))
+    np.testing.assert_allclose(shares.sum(0), np.eye(PHI.shape[2]), atol=1e-12)
+    for optima in (OPTIMA, np.random.default_rng(9).normal(size=OPTIMA.shape)):
+        expected = oracles.minimiser(PHI, optima, alpha)
+        np.testing.assert_allclose(np.einsum("nde,ne->d", shares, optima), expected, rtol=1e-9)
+    assert theory.minimiser_shares(PHI.astype(np.float32), alpha).dtype == np.float32
+    order = np.arange(len(PHI))[::-1]
+    backwards = theory.minimiser_shares(PHI[order], alpha)
+    np.testing.assert_allclose(backwards, shares[order], rtol=1e-9, atol=1e-12)
+
+
 def test_zero_rate_is_empirical_risk_minimisation():
     stacked, labels = PHI.reshape(-1, 4), np.einsum("nkd,nd->nk", PHI, OPTIMA).ravel()
     expected = np.linalg.lstsq(stacked, labels, rcond=None)[0]
@@ -193,6 +206,7 @@ def test_dependent_features_give_nan_on_the_curve_and_an_error_alone():
             "minimiser: phi holds 2 examples in all for 4 features, .* minimum_norm_coefficients",
         ),
         (lambda: theory.risk_curve(PHI[:1, :2], OPTIMA[:1]), "risk_curve: phi holds 2 examples"),
+        (lambda: theory.minimiser_shares(PHI[:1, :2]), "minimiser_shares: phi holds 2 examples"),
         (lambda: theory.risk_curve(PHI, OPTIMA).risks(np.nan), "alphas holds 1 NaN"),
         (lambda: theory.risk_curve(PHI, OPTIMA).best_rate(0.0), "highest is 0; it must be above 0"),
         (lambda: theory.label_minimiser(PHI, LABELS[:, :1]), "labels has shape"),

@@ -76,6 +76,20 @@ def test_empirical_risk_is_the_loss_after_one_step():
         )
 
 
+def test_gaussian_norm_is_that_of_the_widest_coordinate():
+    """psi_2 norm from its definition: E exp(x^2 / t^2) = 2 at t = L, here by the trapezoidal rule."""
+    norm = float(theory.gaussian_norm(PHI, 0.1, 1.7))
+    rows = [np.linalg.norm(c.T @ c, axis=1).max() for c in oracles.adapted(PHI, 0.1)]
+    deviation = max(rows) * 1.7**0.5
+    x = np.linspace(-30, 30, 60_001)
+    density = np.exp(-(x**2) / 2) / (2 * np.pi) ** 0.5
+    mean = np.trapezoid(np.exp((deviation * x / norm) ** 2) * density, x)
+    assert mean == pytest.approx(2, rel=1e-6)
+    large = theory.gaussian_norm(PHI, 2e4) / theory.gaussian_norm(PHI, 1e4)
+    assert large == pytest.approx(4, rel=1e-2)
+    assert theory.gaussian_norm(PHI.astype(np.float32), 0.1).dtype == np.float32
+
+
 @pytest.mark.parametrize("split", [False, True])
 def test_losses_of_tasks_are_those_of_a_step_on_each(split):
     rng = np.random.default_rng(2)
@@ -138,6 +152,7 @@ def test_concentration_bound_by_hand():
             lambda: theory.adapted_losses(np.ones(2), PHI, np.ones(PHI.shape[:2])),
             "params has shape",
         ),
+        (lambda: theory.gaussian_norm(PHI, 0.1, -1.0), "task_var is -1"),
         (lambda: theory.concentration_bound(-1, 1.0, 2.0, 1, 1, 1), "alpha is -1"),
         (lambda: theory.concentration_bound(0, 1.0, 2.0, 1, 1, 1, constant=0.0), "constant is 0.0"),
     ],

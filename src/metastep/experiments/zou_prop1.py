@@ -1,9 +1,9 @@
 """Zou et al., Proposition 1: how the risk of the MAML minimiser scatters around its mean."""
 
 import dataclasses
-import math
 from typing import Any
 
+import jax
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -72,18 +72,14 @@ def _sampled(
     alpha: float,
     bounds: tuple[float, float],
 ) -> dict[str, float]:
-    """Deviations of w' Mbar w, w = S^-1 sum M_i a_i, over draws of the optima a_i ~ N(0, I)."""
-    gram = phi.transpose(0, 2, 1) @ phi
-    factor = np.eye(config.dim) - 2 * alpha / config.shots * gram
-    adapted = gram @ factor @ factor
-    solve = np.linalg.solve(adapted.sum(0), adapted)  # (tasks, dim, dim)
+    """Deviations of L_m(w_m) over draws of the optima a_i ~ N(0, I), whose risk is about their mean, 0."""
     params = np.zeros((config.trials, config.dim))
-    for block in solve:
-        params += rng.standard_normal((config.trials, config.dim)) @ block.T
-    risks = np.einsum("rd,de,re->r", params, adapted.mean(0), params) / config.shots
+    for share in np.asarray(theory.minimiser_shares(phi, alpha)):
+        params += rng.standard_normal(params.shape) @ share.T
+    curve = theory.risk_curve(phi, np.zeros((len(phi), config.dim)))
+    risks = np.asarray(jax.vmap(lambda w: curve.risks_at(w, alpha))(params))
     deviations = np.abs(risks - risks.mean())
-    row = float(np.sqrt(np.max(np.sum(adapted**2, axis=2))))  # u = C'C a has Gaussian coordinates
-    norm = math.sqrt(8 / 3) * row  # psi_2 norm of N(0, s^2) is sqrt(8 / 3) s
+    norm = theory.gaussian_norm(phi, alpha)
     case = (alpha, *bounds, len(phi), config.shots, config.dim, norm, config.delta)
     return {
         "sd": float(risks.std()),

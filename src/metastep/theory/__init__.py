@@ -17,6 +17,7 @@ from metastep.theory.concentration import (
     concentration_bound,
     concentration_bound_as_printed,
     concentration_spread,
+    gaussian_norm,
 )
 from metastep.theory.convergence import (
     adaptation_bias_bound,
@@ -81,6 +82,7 @@ from metastep.theory.intervals import (
     EigenvalueBounds,
     RateInterval,
     eigenvalue_bounds,
+    moment_interval_as_printed,
     rate_interval,
     rate_interval_as_printed,
 )
@@ -90,6 +92,7 @@ from metastep.theory.layers import (
 from metastep.theory.minimisers import (
     label_minimiser,
     minimiser,
+    minimiser_shares,
 )
 from metastep.theory.mixed_linear import (
     best_test_rate,
@@ -213,6 +216,7 @@ __all__ = [
     "function_space_step",
     "gaussian_features",
     "gaussian_gram_moments",
+    "gaussian_norm",
     "gaussian_split_rate",
     "gram_eigenvalues",
     "gram_label_aware_rate",
@@ -247,7 +251,9 @@ __all__ = [
     "meta_step_size",
     "minimiser",
     "minimiser_distance",
+    "minimiser_shares",
     "minimum_norm_coefficients",
+    "moment_interval_as_printed",
     "moment_rate",
     "multi_step_rate",
     "negative_gradient_penalty",
