@@ -91,6 +91,12 @@ def test_shares_make_the_minimiser_of_any_optima(alpha):
     for optima in (OPTIMA, np.random.default_rng(9).normal(size=OPTIMA.shape)):
         expected = oracles.minimiser(PHI, optima, alpha)
         np.testing.assert_allclose(np.einsum("nde,ne->d", shares, optima), expected, rtol=1e-9)
+    weighted = np.asarray(theory.minimiser_shares(PHI, alpha, weights=WEIGHTS))
+    expected = oracles.minimiser(PHI, OPTIMA, alpha, None, WEIGHTS)
+    np.testing.assert_allclose(np.einsum("nde,ne->d", weighted, OPTIMA), expected, rtol=1e-9)
+    some = theory.minimiser_shares(PHI, alpha, weights=1.0 * (np.arange(len(PHI)) < len(PHI) - 1))
+    np.testing.assert_allclose(some[:-1], theory.minimiser_shares(PHI[:-1], alpha), rtol=1e-9)
+    assert not np.asarray(some[-1]).any()
     assert theory.minimiser_shares(PHI.astype(np.float32), alpha).dtype == np.float32
     order = np.arange(len(PHI))[::-1]
     backwards = theory.minimiser_shares(PHI[order], alpha)

@@ -47,7 +47,7 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     for size in config.sizes:
         predicted = np.sqrt(theory.risk_variance(phi[:size], alphas))
         for multiple, alpha, sd in zip(config.multiples, alphas, predicted, strict=True):
-            found = _sampled(config, rng, phi[:size], float(alpha), bounds)
+            found = _sampled(config, rng, phi, size, float(alpha), bounds)
             by_size.append({"multiple": multiple, "tasks": size, "predicted": float(sd), **found})
     report("scatter over alpha", 1, 2)
     middle = phi[: config.sizes[len(config.sizes) // 2]]
@@ -69,18 +69,21 @@ def _sampled(
     config: Config,
     rng: np.random.Generator,
     phi: np.ndarray,
+    tasks: int,
     alpha: float,
     bounds: tuple[float, float],
 ) -> dict[str, float]:
     """Deviations of L_m(w_m) over draws of the optima a_i ~ N(0, I), whose risk is about their mean, 0."""
+    # The other tasks get no weight, so that one shape is compiled.
+    weights = (np.arange(len(phi)) < tasks).astype(float)
     params = np.zeros((config.trials, config.dim))
-    for share in np.asarray(theory.minimiser_shares(phi, alpha)):
+    for share in np.asarray(theory.minimiser_shares(phi, alpha, weights=weights))[:tasks]:
         params += rng.standard_normal(params.shape) @ share.T
-    curve = theory.risk_curve(phi, np.zeros((len(phi), config.dim)))
+    curve = theory.risk_curve(phi, np.zeros((len(phi), config.dim)), weights=weights)
     risks = np.asarray(jax.vmap(lambda w: curve.risks_at(w, alpha))(params))
     deviations = np.abs(risks - risks.mean())
-    norm = theory.gaussian_norm(phi, alpha)
-    case = (alpha, *bounds, len(phi), config.shots, config.dim, norm, config.delta)
+    norm = theory.gaussian_norm(phi[:tasks], alpha)
+    case = (alpha, *bounds, tasks, config.shots, config.dim, norm, config.delta)
     return {
         "sd": float(risks.std()),
         "quantile": float(np.quantile(deviations, 1 - config.delta)),
