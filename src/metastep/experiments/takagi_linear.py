@@ -1,6 +1,7 @@
 """Takagi et al., linear regression: theoretical and empirical limits of alpha and beta, simplified and exact MAML."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -42,13 +43,6 @@ def _draw_task(config: Config, seed: int) -> Batch:
     return Batch(jnp.asarray(x), jnp.zeros((config.examples, 1)))
 
 
-def _meta_loss(form: Form, loss: Loss, alpha: Array) -> Loss:
-    """The poster's simplified loss, or the loss after one inner step on the same data."""
-    if form == "simplified":
-        return lambda w: theory.negative_gradient_penalty(loss, w, alpha, "simplified")
-    return lambda w: loss(w - alpha * jax.grad(loss)(w))
-
-
 def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     """Train on the whole grid, find both limits by bisection, and compute them from the spectrum."""
     task = _draw_task(config, seed)
@@ -82,14 +76,15 @@ def _limits(
     # For alpha below 2 / lambda_max every limit is at least 2 / lambda_max, or there is none.
     lowest, highest = 0.5 / sharpest, 4 * config.largest_beta / sharpest
 
+    def gradient(alpha: Array) -> Callable[[Array], Array]:
+        return jax.grad(lambda w: theory.one_step_loss(loss, w, alpha, form))
+
     def log_factor(alpha: Array, beta: Array) -> Array:
-        gradient = jax.grad(_meta_loss(form, loss, alpha))
-        return theory.log_contraction(gradient, start, beta, config.steps)
+        return theory.log_contraction(gradient(alpha), start, beta, config.steps)
 
     def find_beta(alpha: Array) -> Array:
-        gradient = jax.grad(_meta_loss(form, loss, alpha))
         sizes = (config.steps, config.bisections)
-        return theory.largest_contracting_rate(gradient, start, lowest, highest, *sizes)
+        return theory.largest_contracting_rate(gradient(alpha), start, lowest, highest, *sizes)
 
     def find_alpha() -> Array:
         def converges(alpha: Array) -> Array:  # beta lambda <= 1 on all eigenvalues

@@ -163,6 +163,7 @@ from metastep.theory.stability import (
     max_meta_rate,
     meta_hessian,
     negative_gradient_penalty,
+    one_step_loss,
 )
 from metastep.theory.tangent import (
     tangent_features,
@@ -259,6 +260,7 @@ __all__ = [
     "negative_gradient_penalty",
     "nonzero_mean_limit_rate",
     "normal_raw_moments",
+    "one_step_loss",
     "online_rate_as_printed",
     "polynomial_features",
     "polynomial_gram_moments",
