@@ -27,7 +27,7 @@ from metastep.experiments.networks import network_learner, train_at_rates
 from metastep.report import style
 from metastep.report.lines import Series, draw, draw_star
 from metastep.tasks import Quadratic, batch_of_episodes
-from metastep.train import Learner, initial_state
+from metastep.train import Learner, initial_state, losses_at_rates
 from metastep.train.state import HEALTHY
 
 _STRATEGIES = {
@@ -97,15 +97,8 @@ def _compile_test(learner: Learner, config: Config) -> Callable[..., Array]:
     @jax.jit
     def test(trained: Params, rates: Array, key: PRNGKeyArray) -> Array:
         episodes = batch_of_episodes(Quadratic(), key, config.folds * config.fold_tasks)
-
-        def losses(params: Params, rate: Array) -> Array:
-            of_task = jax.vmap(lambda episode: learner.query_loss(params, episode, rate))
-            return of_task(episodes).reshape(config.folds, config.fold_tasks).mean(1)
-
-        def row(params: Params) -> Array:
-            return jax.lax.map(lambda rate: losses(params, rate), rates)
-
-        return jax.lax.map(row, trained)
+        losses = jax.lax.map(lambda one: losses_at_rates(learner, one, rates, episodes), trained)
+        return losses.reshape(*losses.shape[:2], config.folds, config.fold_tasks).mean(-1)
 
     return test
 
