@@ -59,8 +59,37 @@ RATES = {
     "risk_curve at 0": (lambda x: theory.risk_curve(x, optima(x)).risks(0.0), 2),
     "distance_gap": (lambda x: theory.distance_gap(x, 0.3 * theory.limit_rate(x), 0.0, 2), 0),
     "sign_change_rate": (lambda x: theory.sign_change_rate(x, 0.0, 0), -2),
+    "radius bound": (lambda x: theory.rate_interval(x).radius_bound, -2),
+    "minimiser_shares": (
+        lambda x: jnp.sum(theory.minimiser_shares(x, 0.3 * theory.limit_rate(x)) ** 2),
+        0,
+    ),
+    "gaussian_norm": (lambda x: theory.gaussian_norm(x, 0.3 * theory.limit_rate(x)), 2),
+    "adapted_losses": (
+        lambda x: jnp.mean(
+            theory.adapted_losses(
+                jnp.zeros(x.shape[2], x.dtype),
+                x,
+                jnp.ones(x.shape[:2], x.dtype).at[:, 0].set(2),
+                0.3 * theory.limit_rate(x),
+            )
+        ),
+        0,
+    ),
+    "expected gap of the adaptation curve": (
+        lambda x: (
+            theory.adaptation_curve(x, 0.1 * theory.limit_rate(x))
+            .expected_gap(x, 0.3 * theory.limit_rate(x), 3)
+            .loss
+        ),
+        2,
+    ),
 }
-NOT_DIFFERENTIABLE = {"average_risk_rate", "sign_change_rate"}
+NOT_DIFFERENTIABLE = {
+    "average_risk_rate",
+    "sign_change_rate",
+    "expected gap of the adaptation curve",  # eigenvectors of equal eigenvalues
+}
 ROWS = pytest.mark.parametrize("name", RATES)
 BOTH = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
@@ -120,6 +149,7 @@ USE_COORDINATES = {
     "minimiser",
     "risk_curve at 0",
     "batch_rate_as_printed",
+    "gaussian_norm",
 }
 
 
@@ -166,3 +196,12 @@ def test_many_rates_are_one_at_a_time(name):
 def test_a_bad_rate_among_many_is_named(name):
     with pytest.raises(InputError, match="alpha holds 1 NaN or infinite numbers"):
         CURVES[name](features(SHAPES[0]), np.array([0.1, np.nan]))
+
+
+def test_features_that_no_longer_determine_the_minimiser_end_one_rate_and_many():
+    """At alpha = K / (2 G) an inner step forgets the start: C = 0 for one feature and equal tasks."""
+    phi = np.ones((3, 2, 1))
+    with pytest.raises(InputError, match="risk_variance: the stacked adapted features"):
+        theory.risk_variance(phi, 0.5)
+    with pytest.raises(RuntimeError, match="risk_variance: the stacked adapted features"):
+        theory.risk_variance(phi, np.array([0.1, 0.5]))

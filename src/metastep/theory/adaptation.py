@@ -206,7 +206,9 @@ def adaptation_curve(phi: ArrayLike, eta: ArrayLike) -> AdaptationCurve:
     Returns
     -------
     AdaptationCurve
-        `at` for one initialisation, `gap` for two, `expected_gap` for MAML's against ERM's.
+        `at` for one initialisation, `gap` for two, `expected_gap` for MAML's against ERM's. Differentiable by
+        initialisations, optima and rates; by `phi` only where no task has equal eigenvalues, as all have with
+        two zeros or more.
 
     Raises
     ------
