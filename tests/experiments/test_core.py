@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from metastep import theory
-from metastep.experiments.core import from_to, lowest_point, standard_error
+from metastep.experiments.core import (
+    from_to,
+    lowest_point,
+    standard_error,
+    verdict_of_differences,
+)
 from metastep.experiments.logcosh import draw_problem, task_gradient_norms
 from metastep.experiments.networks import network_learner, train, train_at_rates
 from metastep.rates import FixedRate
@@ -32,6 +37,20 @@ def test_lowest_point_of_a_parabola_is_its_vertex(best):
 def test_standard_error_is_over_the_first_axis():
     repeats = np.array([[1.0, 2.0], [3.0, 2.0], [5.0, 2.0]])
     np.testing.assert_allclose(standard_error(repeats), [2 / 3**0.5, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("differences", "fewest", "verdict"),
+    [
+        ([1.0, 1.1, 0.9], 2, "holds"),
+        ([-1.0, -1.1, -0.9], 2, "does not hold"),
+        ([1.0, -1.0, 0.5], 2, "not tested"),  # within their scatter
+        ([1.0, 1.1], 3, "not tested"),  # too few
+        ([1.0], 2, "not tested"),
+    ],
+)
+def test_paired_differences_are_judged_beyond_two_standard_errors(differences, fewest, verdict):
+    assert verdict_of_differences(differences, fewest) == verdict
 
 
 def test_trainings_side_by_side_are_those_of_one_rate_each():

@@ -387,17 +387,6 @@ def test_finn_curves_of_a_dead_network_are_those_worked_out_by_hand(monkeypatch)
     assert style.render(finn_sinusoid.plot(records), "svg").startswith(b"<?xml")
 
 
-def test_finn_oracle_is_told_what_fixes_the_curve():
-    family = finn_sinusoid.KnownSinusoid(6, Sinusoid())
-    episodes = batch_of_episodes(family, jax.random.key(3), 50)
-    x, amplitude, phase = np.moveaxis(np.asarray(episodes.query.x), -1, 0)
-    np.testing.assert_allclose(episodes.query.y[..., 0], amplitude * np.sin(x - phase), rtol=1e-12)
-    for values, low, high in ((x, -5, 5), (amplitude, 0.1, 5), (phase, 0, np.pi)):
-        assert low <= values.min() < low + 0.2 * (high - low)
-        assert high >= values.max() > high - 0.2 * (high - low)
-    assert np.all(amplitude == amplitude[:, :1])
-
-
 def test_finn_verdicts_follow_the_curves():
     def verdicts(maml: list[float | None], other: list[float], oracle: float) -> list[str]:
         width = [0.1] * 3

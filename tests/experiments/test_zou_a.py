@@ -17,7 +17,6 @@ from metastep.experiments import (
     zou_fig10,
     zou_theorem2,
 )
-from metastep.models import conv4
 from metastep.tasks import Quadratic, batch_of_episodes
 
 
@@ -72,12 +71,14 @@ def test_mean_distance_claims_read_the_lines(path_records):
         assert found[1:] == expected
 
 
-def test_expected_gap_is_that_of_explicit_inverses(rng):
-    phi, test = rng.uniform(-5, 5, (6, 4, 3)), rng.uniform(-5, 5, (5, 4, 3))
-    alphas = np.array([0.5, 1.5]) * float(theory.limit_rate(test))
-    found = zou_theorem2._exact_gaps(phi, test, alphas, 0.01, 3)
+def test_expected_gap_is_that_of_explicit_inverses():
+    config = zou_theorem2.Config(tasks=6, test_tasks=5, shots=4, dim=3, steps=(0, 3), rates=4)
+    uniform = zou_theorem2._LAWS[0]
+    found = zou_theorem2._of_law(config, np.random.default_rng(4), uniform)
+    rng = np.random.default_rng(4)
+    phi, test = (5 * rng.uniform(-1, 1, (tasks, 4, 3)) for tasks in (6, 5))
     gram = np.swapaxes(phi, 1, 2) @ phi
-    contraction = np.eye(3) - 2 * 0.01 / 4 * np.swapaxes(test, 1, 2) @ test
+    contraction = np.eye(3) - 2 * config.eta / 4 * np.swapaxes(test, 1, 2) @ test
     contraction = np.linalg.matrix_power(contraction, 6).mean(0)
 
     def spread(alpha):
@@ -86,8 +87,9 @@ def test_expected_gap_is_that_of_explicit_inverses(rng):
         inverse = np.linalg.inv(adapted.sum(0))
         return inverse @ (adapted @ adapted).sum(0) @ inverse
 
-    expected = [np.trace(contraction @ (spread(alpha) - spread(0.0))) for alpha in alphas]
-    np.testing.assert_allclose(found, expected, rtol=1e-8)
+    alphas = found["alpha_lim"] * found["gaps"]["multiple"]
+    expected = [3 * np.trace(contraction @ (spread(alpha) - spread(0.0))) for alpha in alphas]
+    np.testing.assert_allclose(found["gaps"]["t=3"], expected, rtol=1e-6)
 
 
 def law(small, linear, gaps, change):
@@ -160,13 +162,13 @@ def test_loss_is_that_of_a_step_on_explicit_parameters(wide):
         gradient = support.T @ (support @ start - np.asarray(test.support.y)[task, :, 0])
         moved = start - 2 * alpha / 4 * gradient
         loss = np.mean((query @ moved - np.asarray(test.query.y)[task, :, 0]) ** 2)
-        constant, linear, square = (float(found[n][task]) for n in ("constant", "linear", "square"))
-        np.testing.assert_allclose(constant + alpha * linear + alpha**2 * square, loss, rtol=1e-6)
+        parabola = theory.LossParabola(**found["terms"])
+        np.testing.assert_allclose(parabola.at(alpha)[task], loss, rtol=1e-6)
 
 
 def test_best_rate_is_the_vertex_of_the_mean_parabola(wide):
     found, _ = wide[3]
-    vertex = -jnp.sum(found["linear"]) / (2 * jnp.sum(found["square"]))
+    vertex = -jnp.sum(found["terms"]["linear"]) / (2 * jnp.sum(found["terms"]["square"]))
     np.testing.assert_allclose(found["best"], vertex, rtol=1e-9)
 
 
@@ -228,17 +230,6 @@ def heuristic(best_index, high):
 )
 def test_range_is_judged_to_one_step_of_the_grid(best, verdict):
     assert verdicts(zou_fig10.EXPERIMENT, heuristic(best, 0.055)) == [verdict] * 2
-
-
-def test_normalised_model_has_features_of_length_one():
-    model = zou_fig3._normalised(conv4((28, 28, 1), 3, filters=4))
-    params = model.init(jax.random.key(0))
-    x = jax.random.uniform(jax.random.key(1), (5, 28, 28, 1))
-    assert model.features is not None
-    features = model.features(params, x)
-    np.testing.assert_allclose(jnp.linalg.norm(features, axis=1), 1.0, atol=1e-5)
-    expected = features @ params["head"]["weight"] + params["head"]["bias"]
-    np.testing.assert_allclose(model.apply(params, x), expected, rtol=1e-6)
 
 
 def anil(online, default, alpha=1.0):

@@ -32,7 +32,6 @@ from metastep.experiments.linear_designs import (
     NORMAL,
     UNIFORM,
     WIDE_NORMAL,
-    best_rate,
     draw_law,
 )
 from metastep.models import mlp
@@ -302,7 +301,7 @@ def test_table2_bayes_and_label_aware():
     curve = theory.risk_curve_from_labels(phi, y, phi_query=phi_query, labels_query=y_query)
     joint = scipy.optimize.minimize(loss, np.array([0.05, 1.0, 0.0, 0.0]), tol=1e-12)
     assert 0.05 < joint.x[0] < 0.45
-    assert best_rate(curve, 0.5) == pytest.approx(joint.x[0], abs=1e-5)
+    assert curve.best_rate(0.5) == pytest.approx(joint.x[0], abs=1e-5)
 
 
 def test_fig11_headline_numbers():
@@ -372,12 +371,3 @@ def _table(best_train: int, best_test: int, noise: float) -> dict[str, Any]:
 def test_fig12_verdicts_on_made_up_tables(best, noise, expected):
     claims = bernacchia_fig12.EXPERIMENT.claims(_table(best[0], best[1], noise))
     assert [claim.verdict for claim in claims][: len(expected)] == expected
-
-
-def test_best_rate_finds_the_lower_of_two_minima():
-    class Curve:
-        def risks(self, alphas):
-            a = np.asarray(alphas)
-            return np.minimum((a - 0.2) ** 2 + 0.01, 4 * (a - 0.7123) ** 2)
-
-    assert best_rate(Curve(), 1.0) == pytest.approx(0.7123, abs=1e-6)  # pyright: ignore[reportArgumentType]

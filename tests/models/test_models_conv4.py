@@ -7,7 +7,7 @@ import pytest
 
 from metastep import Batch
 from metastep._errors import InputError
-from metastep.models import Objective, conv4
+from metastep.models import Model, Objective, conv4, mlp, with_unit_features
 from metastep.models.conv4 import batch_norm, convolve_3x3, max_pool
 
 
@@ -237,3 +237,34 @@ def test_single_precision_in_single_precision_out():
         params = jax.eval_shape(model.init, jax.random.key(0))
         outputs = jax.eval_shape(model.apply, params, jnp.ones((2, 8, 8, 1)))
     assert {leaf.dtype for leaf in jax.tree.leaves((params, outputs))} == {jnp.dtype("float32")}
+
+
+def test_unit_features_have_length_one_and_feed_the_head(rng):
+    plain = conv4((8, 8, 1), 3, filters=4)
+    model, params = with_unit_features(plain), any_params(plain, rng)
+    x = jnp.asarray(rng.uniform(size=(5, 8, 8, 1)))
+    raw = np.asarray(plain.features(params, x))
+    unit = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+    np.testing.assert_allclose(model.features(params, x), unit, rtol=1e-6)
+    expected = unit @ params["head"]["weight"] + params["head"]["bias"]
+    np.testing.assert_allclose(model.apply(params, x), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(
+        model.head(params, model.features(params, x)), model.apply(params, x)
+    )
+    assert (model.init, model.is_head, model.name) == (plain.init, plain.is_head, plain.name)
+
+
+def test_an_example_without_any_feature_stays_without():
+    model = Model(
+        init=lambda key: jnp.ones((2, 1)),
+        apply=lambda weight, x: x @ weight,
+        features=lambda weight, x: x,
+        head=lambda weight, features: features @ weight,
+    )
+    found = with_unit_features(model).apply(jnp.ones((2, 1)), jnp.array([[0.0, 0.0], [3.0, 4.0]]))
+    np.testing.assert_allclose(found, [[0.0], [1.4]], rtol=1e-7)
+
+
+def test_unit_features_need_features():
+    with pytest.raises(InputError, match="with_unit_features: mlp-4 has no features or no head"):
+        with_unit_features(mlp((1,), 1, (4,)))

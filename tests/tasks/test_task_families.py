@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 
 from metastep._errors import InputError
-from metastep.tasks import MixedLinear, Quadratic, Sinusoid, batch_of_episodes
+from metastep.tasks import KnownSinusoid, MixedLinear, Quadratic, Sinusoid, batch_of_episodes
 
 P_VALUE = 1e-5
 STANDARD_ERRORS = 5
@@ -185,3 +185,30 @@ def test_sizes_are_checked(name, size, value):
 def test_no_examples_are_refused(name, size):
     with pytest.raises(InputError, match=f"^{size} is 0; "):
         SIZED[name](**{size: 0})
+
+
+class TestKnownSinusoid:
+    def test_inputs_fix_the_label_and_follow_the_laws(self, rng):
+        laws = Sinusoid(amplitude=(1.0, 3.0), phase=(0.5, 1.0), inputs=(-2.0, 4.0))
+        episodes = draw(KnownSinusoid(6, laws), rng)
+        x, amplitude, phase = np.moveaxis(episodes.query.x, -1, 0)
+        expected = amplitude * np.sin(x - phase)
+        np.testing.assert_allclose(episodes.query.y[..., 0], expected, rtol=1e-12, atol=1e-15)
+        assert np.all(amplitude == amplitude[:, :1])
+        assert np.all(phase == phase[:, :1])
+        for values, law in ((x[:, 0], (-2, 4)), (amplitude[:, 0], (1, 3)), (phase[:, 0], (0.5, 1))):
+            assert_uniform(values, *law)
+
+    def test_support_and_query_are_the_same_examples(self):
+        family = KnownSinusoid(4)
+        episode = family.sample(jax.random.key(0))
+        np.testing.assert_array_equal(episode.support.x, episode.query.x)
+        np.testing.assert_array_equal(episode.support.y, episode.query.y)
+        assert episode.query.x.shape == (4, *family.input_shape)
+        assert episode.query.y.shape == (4, family.output_size)
+        assert episode.curvature is None
+        assert family.kind == "regression"
+
+    def test_an_episode_needs_examples(self):
+        with pytest.raises(InputError, match="examples is 0"):
+            KnownSinusoid(0)

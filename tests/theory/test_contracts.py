@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from metastep import theory
+from metastep._errors import InputError
 
 SHAPES = [(9, 6, 3), (8, 2, 5)]  # more and fewer shots than features: both Gram matrices are used
 OPTIMA = np.random.default_rng(5).normal(size=(9, 5)) + 1
@@ -58,8 +59,37 @@ RATES = {
     "risk_curve at 0": (lambda x: theory.risk_curve(x, optima(x)).risks(0.0), 2),
     "distance_gap": (lambda x: theory.distance_gap(x, 0.3 * theory.limit_rate(x), 0.0, 2), 0),
     "sign_change_rate": (lambda x: theory.sign_change_rate(x, 0.0, 0), -2),
+    "radius bound": (lambda x: theory.rate_interval(x).radius_bound, -2),
+    "minimiser_shares": (
+        lambda x: jnp.sum(theory.minimiser_shares(x, 0.3 * theory.limit_rate(x)) ** 2),
+        0,
+    ),
+    "gaussian_norm": (lambda x: theory.gaussian_norm(x, 0.3 * theory.limit_rate(x)), 2),
+    "adapted_losses": (
+        lambda x: jnp.mean(
+            theory.adapted_losses(
+                jnp.zeros(x.shape[2], x.dtype),
+                x,
+                jnp.ones(x.shape[:2], x.dtype).at[:, 0].set(2),
+                0.3 * theory.limit_rate(x),
+            )
+        ),
+        0,
+    ),
+    "expected gap of the adaptation curve": (
+        lambda x: (
+            theory.adaptation_curve(x, 0.1 * theory.limit_rate(x))
+            .expected_gap(x, 0.3 * theory.limit_rate(x), 3)
+            .loss
+        ),
+        2,
+    ),
 }
-NOT_DIFFERENTIABLE = {"average_risk_rate", "sign_change_rate"}
+NOT_DIFFERENTIABLE = {
+    "average_risk_rate",
+    "sign_change_rate",
+    "expected gap of the adaptation curve",  # eigenvectors of equal eigenvalues
+}
 ROWS = pytest.mark.parametrize("name", RATES)
 BOTH = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
@@ -119,6 +149,7 @@ USE_COORDINATES = {
     "minimiser",
     "risk_curve at 0",
     "batch_rate_as_printed",
+    "gaussian_norm",
 }
 
 
@@ -137,3 +168,40 @@ def test_order_of_tasks_is_irrelevant(name, shape):
     function, _ = RATES[name]
     phi = features(shape)
     close(function(phi[::-1]), function(phi), rtol=1e-8)
+
+
+CURVES = {  # name -> function of features and alpha, for any number of rates
+    "average_risk": theory.average_risk,
+    "risk_variance": theory.risk_variance,
+    "distance_gap": lambda x, alpha: theory.distance_gap(x, alpha, 0.01, 2),
+    "distance_gap, linearised": lambda x, a: theory.distance_gap(x, a, 0.01, 2, linearised=True),
+    "minimiser_distance": lambda x, a: theory.minimiser_distance(x, x[:, ::2] * 1.5, a, 1.3, 0.2),
+    "concentration_spread": lambda x, alpha: theory.concentration_spread(alpha, 1.0, 1.5, 6),
+    "concentration_bound": lambda x, alpha: theory.concentration_bound(alpha, 1.0, 1.5, 9, 6, 3),
+}
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_many_rates_are_one_at_a_time(name):
+    phi, alphas = features(SHAPES[0]), np.array([[0.0, 0.05], [0.1, 0.4]])
+    found = CURVES[name](phi, alphas)
+    assert found.shape == alphas.shape
+    for alpha, value in zip(alphas.ravel(), np.asarray(found).ravel(), strict=True):
+        close(value, CURVES[name](phi, alpha), rtol=1e-10)
+    if "concentration" not in name:  # these have no features to follow
+        assert CURVES[name](phi.astype(np.float32), alphas).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_a_bad_rate_among_many_is_named(name):
+    with pytest.raises(InputError, match="alpha holds 1 NaN or infinite numbers"):
+        CURVES[name](features(SHAPES[0]), np.array([0.1, np.nan]))
+
+
+def test_features_that_no_longer_determine_the_minimiser_end_one_rate_and_many():
+    """At alpha = K / (2 G) an inner step forgets the start: C = 0 for one feature and equal tasks."""
+    phi = np.ones((3, 2, 1))
+    with pytest.raises(InputError, match="risk_variance: the stacked adapted features"):
+        theory.risk_variance(phi, 0.5)
+    with pytest.raises(RuntimeError, match="risk_variance: the stacked adapted features"):
+        theory.risk_variance(phi, np.array([0.1, 0.5]))

@@ -43,7 +43,22 @@ def test_largest_rate_brackets_the_change():
     assert theory.largest_rate(lambda r: r < 0.05, 0.1, 10.0) == 0
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_largest_contracting_rate_is_two_over_the_sharpest(seed):
+    matrix = jnp.asarray(hessian(seed))
+    found = theory.largest_contracting_rate(
+        lambda w: matrix @ w, np.array([1.0, -2.0, 0.5]), 0.1, 10.0, 2000, 30
+    )
+    np.testing.assert_allclose(found, 2 / CURVATURES.max(), rtol=1e-6)
+    none = theory.largest_contracting_rate(lambda w: -matrix @ w, np.ones(3), 0.1, 10.0, 200)
+    assert none == 0  # a maximum: every rate leads away from it
+
+
 def test_refusals():
+    with pytest.raises(InputError, match="low is 2 and high 1"):
+        theory.largest_contracting_rate(lambda w: w, np.ones(2), 2.0, 1.0, 4)
+    with pytest.raises(InputError, match="steps is 1"):
+        theory.largest_contracting_rate(lambda w: w, np.ones(2), 0.1, 1.0, 1)
     with pytest.raises(InputError, match="steps is 1"):
         theory.log_contraction(lambda w: w, np.ones(2), 0.1, 1)
     with pytest.raises(InputError, match="start has shape"):

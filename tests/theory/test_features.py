@@ -95,6 +95,26 @@ def test_two_layer_gram_against_explicit_features(rng, chunk):
     np.testing.assert_allclose(square, (left**2).mean(), rtol=1e-11)
 
 
+def test_two_layer_gram_of_every_task_is_that_of_its_own_examples(rng):
+    network, _ = network_and_numbers(rng)
+    x, other = rng.standard_normal((3, 6, 3)), rng.standard_normal((3, 4, 3))
+    grams = two_layer.two_layer_tangent_gram(network, x, chunk=8)
+    cross = two_layer.two_layer_tangent_gram(network, x, other, chunk=8)
+    assert (grams.shape, cross.shape) == ((3, 6, 6), (3, 6, 4))
+    for task in range(3):
+        gram, between = (
+            two_layer.two_layer_tangent_gram(network, x[task], o) for o in (None, other[task])
+        )
+        np.testing.assert_allclose(grams[task], gram, rtol=1e-11)
+        np.testing.assert_allclose(cross[task], between, rtol=1e-11)
+    with pytest.raises(
+        InputError, match=r"other has shape \(2, 4, 3\); it must have shape \(3, others, 3\)"
+    ):
+        two_layer.two_layer_tangent_gram(network, x, other[:2])
+    with pytest.raises(InputError, match="x has shape"):
+        two_layer.two_layer_tangent_moments(network, x)
+
+
 def test_two_layer_closed_form_is_the_automatic_one(rng):
     network, (hidden, bias, output, _) = network_and_numbers(rng)
     x, other = jnp.asarray(rng.standard_normal((6, 3))), jnp.asarray(rng.standard_normal((4, 3)))

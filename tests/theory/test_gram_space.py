@@ -102,6 +102,35 @@ def test_jit_and_gradient():
     np.testing.assert_allclose(exact, numeric, rtol=1e-6)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_parabola_is_the_loss_of_a_parameter_step(tied):
+    w, alphas = GENERATOR.normal(size=50) / 7, np.array([[0.0, 0.01], [-0.02, 0.3]])
+    support, query = PSI[:, :4], PSI[:, :4] if tied else PSI[:, 4:]
+    y, y_query = LABELS[:, :4], LABELS[:, :4] if tied else LABELS[:, 4:]
+    cross = np.einsum("nqd,nkd->nqk", query, support)
+    on_query = None if tied else query @ w - y_query
+    losses = theory.gram_loss_parabola(cross, support @ w - y, on_query).at(alphas)
+    assert losses.shape == (4, 2, 2)
+    for task in range(4):
+        for row, column in np.ndindex(2, 2):
+            moved = oracles.step(w, support[task], y[task], alphas[row, column])
+            loss = np.mean((query[task] @ moved - y_query[task]) ** 2)
+            np.testing.assert_allclose(losses[task, row, column], loss, rtol=1e-9)
+
+
+def test_mean_parabola_is_least_at_the_label_aware_rate():
+    cross = np.einsum("nqd,nkd->nqk", PSI[:, 4:], PSI[:, :4])
+    parabola = theory.gram_loss_parabola(cross, LABELS[:, :4], LABELS[:, 4:])
+    best = theory.gram_label_aware_rate(cross, LABELS[:, :4], LABELS[:, 4:])
+    np.testing.assert_allclose(
+        best, -np.sum(parabola.linear) / (2 * np.sum(parabola.square)), rtol=1e-9
+    )
+    single = theory.gram_loss_parabola(
+        cross.astype(np.float32), *np.split(LABELS.astype(np.float32), [4], 1)
+    )
+    assert single.square.dtype == jnp.float32
+
+
 def test_function_space_step_is_the_parameter_step():
     u, t = PSI[:, :4], PSI[:, 4:]
     w = GENERATOR.normal(size=50)
@@ -138,6 +167,14 @@ def test_function_space_step_is_the_parameter_step():
                 np.ones((2, 3)), np.ones((2, 3, 4)), np.ones((2, 4, 1)), 1.0
             ),
             "their outputs must agree",
+        ),
+        (
+            lambda: theory.gram_loss_parabola(np.ones((2, 3, 4)), np.ones((2, 3))),
+            r"residual has shape \(2, 3\); it must have shape \(2, 4\)",
+        ),
+        (
+            lambda: theory.gram_loss_parabola(np.ones((2, 3, 4)), np.ones((2, 4))),
+            r"residual_query has shape \(2, 4\); it must have shape \(2, 3\)",
         ),
         (
             lambda: theory.gram_label_aware_rate(np.ones((2, 3, 4)), np.ones((2, 4))),

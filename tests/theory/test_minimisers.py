@@ -66,6 +66,43 @@ def test_label_minimiser_makes_the_gradient_vanish(split):
         assert above > least
 
 
+def test_best_rate_is_where_the_risk_is_least():
+    curve = theory.risk_curve_from_labels(PHI, LABELS, phi_query=QUERY, labels_query=LABELS_QUERY)
+    fine = np.linspace(0, 0.5, 20_001)
+    assert curve.best_rate(0.5) == pytest.approx(fine[np.argmin(curve.risks(fine))], abs=3e-5)
+    best = curve.best_rate(0.5)
+    near = np.asarray(curve.risks(np.array([best - 1e-5, best, best + 1e-5])))
+    assert near.argmin() == 1
+
+
+def test_best_rate_is_the_lower_of_two_minima():
+    class TwoMinima:
+        def risks(self, alphas):
+            return np.minimum((alphas - 0.2) ** 2 + 0.01, 4 * (alphas - 0.7123) ** 2)
+
+    found = theory.RiskCurve.best_rate(TwoMinima(), 1.0)
+    assert found == pytest.approx(0.7123, abs=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.1, -0.2])
+def test_shares_make_the_minimiser_of_any_optima(alpha):
+    shares = np.asarray(theory.minimiser_shares(PHI, alpha))
+    np.testing.assert_allclose(shares.sum(0), np.eye(PHI.shape[2]), atol=1e-12)
+    for optima in (OPTIMA, np.random.default_rng(9).normal(size=OPTIMA.shape)):
+        expected = oracles.minimiser(PHI, optima, alpha)
+        np.testing.assert_allclose(np.einsum("nde,ne->d", shares, optima), expected, rtol=1e-9)
+    weighted = np.asarray(theory.minimiser_shares(PHI, alpha, weights=WEIGHTS))
+    expected = oracles.minimiser(PHI, OPTIMA, alpha, None, WEIGHTS)
+    np.testing.assert_allclose(np.einsum("nde,ne->d", weighted, OPTIMA), expected, rtol=1e-9)
+    some = theory.minimiser_shares(PHI, alpha, weights=1.0 * (np.arange(len(PHI)) < len(PHI) - 1))
+    np.testing.assert_allclose(some[:-1], theory.minimiser_shares(PHI[:-1], alpha), rtol=1e-9)
+    assert not np.asarray(some[-1]).any()
+    assert theory.minimiser_shares(PHI.astype(np.float32), alpha).dtype == np.float32
+    order = np.arange(len(PHI))[::-1]
+    backwards = theory.minimiser_shares(PHI[order], alpha)
+    np.testing.assert_allclose(backwards, shares[order], rtol=1e-9, atol=1e-12)
+
+
 def test_zero_rate_is_empirical_risk_minimisation():
     stacked, labels = PHI.reshape(-1, 4), np.einsum("nkd,nd->nk", PHI, OPTIMA).ravel()
     expected = np.linalg.lstsq(stacked, labels, rcond=None)[0]
@@ -175,7 +212,9 @@ def test_dependent_features_give_nan_on_the_curve_and_an_error_alone():
             "minimiser: phi holds 2 examples in all for 4 features, .* minimum_norm_coefficients",
         ),
         (lambda: theory.risk_curve(PHI[:1, :2], OPTIMA[:1]), "risk_curve: phi holds 2 examples"),
+        (lambda: theory.minimiser_shares(PHI[:1, :2]), "minimiser_shares: phi holds 2 examples"),
         (lambda: theory.risk_curve(PHI, OPTIMA).risks(np.nan), "alphas holds 1 NaN"),
+        (lambda: theory.risk_curve(PHI, OPTIMA).best_rate(0.0), "highest is 0; it must be above 0"),
         (lambda: theory.label_minimiser(PHI, LABELS[:, :1]), "labels has shape"),
         (
             lambda: theory.label_minimiser(PHI, LABELS, phi_query=QUERY),

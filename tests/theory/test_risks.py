@@ -76,6 +76,44 @@ def test_empirical_risk_is_the_loss_after_one_step():
         )
 
 
+def test_gaussian_norm_is_that_of_the_widest_coordinate():
+    """psi_2 norm from its definition: E exp(x^2 / t^2) = 2 at t = L, here by the trapezoidal rule."""
+    norm = float(theory.gaussian_norm(PHI, 0.1, 1.7))
+    rows = [np.linalg.norm(c.T @ c, axis=1).max() for c in oracles.adapted(PHI, 0.1)]
+    deviation = max(rows) * 1.7**0.5
+    x = np.linspace(-30, 30, 60_001)
+    density = np.exp(-(x**2) / 2) / (2 * np.pi) ** 0.5
+    mean = np.trapezoid(np.exp((deviation * x / norm) ** 2) * density, x)
+    assert mean == pytest.approx(2, rel=1e-6)
+    large = theory.gaussian_norm(PHI, 2e4) / theory.gaussian_norm(PHI, 1e4)
+    assert large == pytest.approx(4, rel=1e-2)
+    assert theory.gaussian_norm(PHI.astype(np.float32), 0.1).dtype == np.float32
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_losses_of_tasks_are_those_of_a_step_on_each(split):
+    rng = np.random.default_rng(2)
+    phi, query = rng.normal(size=(5, 4, 3)), rng.normal(size=(5, 6, 3)) + 0.2
+    y, y_query, w = rng.normal(size=(5, 4)), rng.normal(size=(5, 6)), np.array([0.5, -1.0, 2.0])
+    given = {"phi_query": query, "labels_query": y_query} if split else {}
+    for alpha in (0.0, 0.1, -0.05):
+        found = theory.adapted_losses(w, phi, y, alpha, **given)
+        for task in range(5):
+            moved = oracles.step(w, phi[task], y[task], alpha)
+            judged = (query[task], y_query[task]) if split else (phi[task], y[task])
+            loss = np.mean((judged[0] @ moved - judged[1]) ** 2)
+            np.testing.assert_allclose(found[task], loss, rtol=1e-9)
+        mean = theory.risk_curve_from_labels(phi, y, **given).risks_at(w, alpha)
+        np.testing.assert_allclose(found.mean(), mean, rtol=1e-9)
+    single = theory.adapted_losses(w, phi.astype(np.float32), y.astype(np.float32), 0.1)
+    assert single.dtype == np.float32
+    order = np.arange(5)[::-1]
+    reversed_order = theory.adapted_losses(w, phi[order], y[order], 0.1)
+    np.testing.assert_allclose(
+        reversed_order[order], theory.adapted_losses(w, phi, y, 0.1), rtol=1e-12
+    )
+
+
 def test_concentration_bound_by_hand():
     # K = 2, alpha = 0.1: step 2 alpha / K = 0.1. above = 2 - 0.2 * 1 + 0.01 * 8 = 1.88 and
     # below = 1 - 0.2 * 4 + 0.01 * 1 = 0.21.
@@ -110,6 +148,11 @@ def test_concentration_bound_by_hand():
         (lambda: theory.concentration_bound(0.1, 0.0, 2.0, 1, 1, 1), "smallest is 0"),
         (lambda: theory.concentration_bound(0.1, 3.0, 2.0, 1, 1, 1), "largest - smallest is -1"),
         (lambda: theory.concentration_bound(0.1, 1.0, 2.0, 1, 1, 1, delta=1.0), "delta is 1.0"),
+        (
+            lambda: theory.adapted_losses(np.ones(2), PHI, np.ones(PHI.shape[:2])),
+            "params has shape",
+        ),
+        (lambda: theory.gaussian_norm(PHI, 0.1, -1.0), "task_var is -1"),
         (lambda: theory.concentration_bound(-1, 1.0, 2.0, 1, 1, 1), "alpha is -1"),
         (lambda: theory.concentration_bound(0, 1.0, 2.0, 1, 1, 1, constant=0.0), "constant is 0.0"),
     ],

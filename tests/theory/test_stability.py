@@ -186,6 +186,32 @@ def test_penalised_loss_against_numbers(form, order):
     )
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("alpha", [0.0, 0.11, -0.2])
+def test_hessian_of_the_one_step_loss_is_the_meta_hessian(rng, form, alpha):
+    hessian = rotated(rng, EIGENVALUES)
+
+    def loss(w):
+        return 0.5 * w @ jnp.asarray(hessian) @ w
+
+    found = jax.hessian(lambda w: stability.one_step_loss(loss, w, alpha, form))(jnp.zeros(4))
+    expected = stability.meta_hessian(hessian, alpha, form)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_one_step_loss_of_a_pytree_is_the_loss_after_the_step():
+    params = {"a": jnp.array([1.0, -2.0]), "b": jnp.array(0.5)}
+
+    def loss(p):
+        return jnp.sum(p["a"] ** 3) + p["b"] ** 2 * p["a"][0]
+
+    # Gradients by hand: 3 a^2 + (b^2, 0), and 2 a_0 b.
+    moved = {"a": np.array([1.0, -2.0]) - 0.1 * np.array([3.25, 12.0]), "b": 0.5 - 0.1 * 1.0}
+    np.testing.assert_allclose(stability.one_step_loss(loss, params, 0.1), loss(moved), rtol=1e-12)
+    single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    assert stability.one_step_loss(loss, single, 0.1).dtype == jnp.float32
+
+
 def test_taylor_penalty_is_the_maml_loss_to_first_order_and_the_printed_one_is_not():
     def loss(w):
         return jnp.log(jnp.cosh(w)).sum() + 0.3 * w.sum()
@@ -289,3 +315,7 @@ def test_unknown_form_lists_the_forms():
         stability.negative_gradient_penalty(jnp.sum, jnp.ones(2), 0.1, "exact")
     with pytest.raises(InputError, match=r"hessians has shape \(2,\)"):
         stability.meta_hessian([1.0, 2.0], 0.1)
+    with pytest.raises(InputError, match="form is 'poster'"):
+        stability.one_step_loss(jnp.sum, jnp.ones(2), 0.1, "poster")
+    with pytest.raises(InputError, match="alpha holds 1 NaN"):
+        stability.one_step_loss(jnp.sum, jnp.ones(2), jnp.nan)

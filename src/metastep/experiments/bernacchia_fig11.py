@@ -5,14 +5,9 @@ Rates are in Bernacchia's convention (loss with 1/2), twice those of the rest of
 
 import dataclasses
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 from matplotlib.figure import Figure
 
 from metastep import theory
@@ -51,13 +46,14 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     """Mean squared distance of the trained start from w0 for each training rate, and the test losses."""
     rng = np.random.default_rng(seed)
     grid = np.linspace(config.low, config.high, config.points)
-    over_rates = _compile_distances(config, grid)
+    variances = {"task_var": config.spread**2 / config.dim, "noise_var": config.noise**2}
     distances = np.zeros((config.repeats, config.points))
     for repeat in range(config.repeats):
         if repeat % 20 == 0:
             report("training sets", repeat, config.repeats)
         x = rng.standard_normal((2, config.tasks, config.train_queries, config.dim))
-        distances[repeat] = over_rates(x[0, :, : config.train_shots], x[1])
+        support, query = x[0, :, : config.train_shots], x[1]
+        distances[repeat] = theory.minimiser_distance(support, query, grid / 2, **variances)
     mean = distances.mean(0)
     least = float(mean.min())
     test = (config.test_shots, config.dim, config.noise**2)
@@ -73,19 +69,9 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
         },
         "best_test_rate": best_test,
         "slope_at_zero": _slope_at_zero(grid, distances),
-        "estimates": _estimates(config, rng),
+        "estimates": _estimates(config, rng, variances),
         "sampled": _sampled(config, rng, least, best_test),
     }
-
-
-def _compile_distances(config: Config, grid: np.ndarray) -> Callable[..., Array]:
-    """(support, query features) -> expected squared distance from w0 for each training rate."""
-    spread, noise = config.spread**2 / config.dim, config.noise**2
-
-    def of_rate(x: Array, x_query: Array, rate: Array) -> Array:
-        return theory.minimiser_distance(x, x_query, rate / 2, spread, noise)
-
-    return jax.jit(lambda x, x_query: jax.vmap(partial(of_rate, x, x_query))(jnp.asarray(grid)))
 
 
 def _test_loss(config: Config, distance: Any, rate: Any) -> Any:
@@ -103,15 +89,16 @@ def _slope_at_zero(grid: np.ndarray, distances: np.ndarray) -> dict[str, Any]:
     return {"mean": change.mean(), "error": standard_error(change)}
 
 
-def _estimates(config: Config, rng: np.random.Generator) -> dict[str, Any]:
+def _estimates(
+    config: Config, rng: np.random.Generator, variances: dict[str, float]
+) -> dict[str, Any]:
     """Rates from formulas, before any training: from features, and with noise, for n_t and n_r shots."""
     identity = np.eye(config.dim)
-    known = {"noise_var": config.noise**2, "task_var": config.spread**2 / config.dim}
     rates = {}
     for name, shots in (("train", config.train_shots), ("test", config.test_shots)):
         rates[f"split_{name}"] = 2 * theory.gaussian_split_rate(identity, shots)
         phi, query = (rng.standard_normal((4000, n, config.dim)) for n in (shots, 2))
-        rates[f"noise_aware_{name}"] = 2 * theory.limit_rate(phi, query, **known)
+        rates[f"noise_aware_{name}"] = 2 * theory.limit_rate(phi, query, **variances)
     return rates
 
 
@@ -123,10 +110,10 @@ def _sampled(
     x = rng.standard_normal((config.test_tasks, count, config.dim))
     w = config.spread / config.dim**0.5 * rng.standard_normal((config.test_tasks, config.dim))
     noise = config.noise * rng.standard_normal((config.test_tasks, count))
-    apart = w - math.sqrt(distance / config.dim)  # any point at that distance from w0 = 0
-    errors = np.einsum("nkd,nd->nk", x, apart) + noise  # labels minus predictions of the start
-    gradient = np.einsum("nkd,nk->nd", x[:, :-1], errors[:, :-1]) / config.test_shots
-    losses = (errors[:, -1] - rate * np.sum(x[:, -1] * gradient, axis=1)) ** 2 / 2
+    labels = np.einsum("nkd,nd->nk", x, w) + noise
+    start = np.full(config.dim, math.sqrt(distance / config.dim))  # any point that far from w0 = 0
+    query = {"phi_query": x[:, -1:], "labels_query": labels[:, -1:]}
+    losses = theory.adapted_losses(start, x[:, :-1], labels[:, :-1], rate / 2, **query) / 2
     return {
         "loss": losses.mean(),
         "error": standard_error(losses),

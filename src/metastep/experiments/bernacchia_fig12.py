@@ -20,15 +20,14 @@ from metastep.experiments.core import (
     Claim,
     Experiment,
     Report,
-    Verdict,
     standard_error,
-    verdict_of,
+    verdict_of_differences,
 )
 from metastep.experiments.networks import network_learner, train_at_rates
 from metastep.report import style
 from metastep.report.lines import Series, draw, draw_star
 from metastep.tasks import Quadratic, batch_of_episodes
-from metastep.train import Learner, initial_state
+from metastep.train import Learner, initial_state, losses_at_rates
 from metastep.train.state import HEALTHY
 
 _STRATEGIES = {
@@ -98,15 +97,8 @@ def _compile_test(learner: Learner, config: Config) -> Callable[..., Array]:
     @jax.jit
     def test(trained: Params, rates: Array, key: PRNGKeyArray) -> Array:
         episodes = batch_of_episodes(Quadratic(), key, config.folds * config.fold_tasks)
-
-        def losses(params: Params, rate: Array) -> Array:
-            of_task = jax.vmap(lambda episode: learner.query_loss(params, episode, rate))
-            return of_task(episodes).reshape(config.folds, config.fold_tasks).mean(1)
-
-        def row(params: Params) -> Array:
-            return jax.lax.map(lambda rate: losses(params, rate), rates)
-
-        return jax.lax.map(row, trained)
+        losses = jax.lax.map(lambda one: losses_at_rates(learner, one, rates, episodes), trained)
+        return losses.reshape(*losses.shape[:2], config.folds, config.fold_tasks).mean(-1)
 
     return test
 
@@ -185,19 +177,11 @@ def _positive(name: str, losses: np.ndarray, records: dict[str, Any], source: st
         f"{_STRATEGIES[name]}: the optimal rate is positive",
         source,
         "best rate above 0 against best rate not above 0, paired over folds, beyond 2 standard errors",
-        _significant(difference),
+        verdict_of_differences(difference),
         f"best {rates[np.nanargmin(mean)]:g} with loss {np.nanmin(mean):.4g}, of {np.isfinite(mean).sum()} "
         f"rates that did not diverge; loss at {rates[below]:g} minus loss at {rates[above]:g}: "
         f"{difference.mean():.3g} ± {error:.1g}",
     )
-
-
-def _significant(difference: np.ndarray) -> Verdict:
-    """Whether a difference, one for each fold, is positive."""
-    mean = difference.mean()
-    if abs(mean) < 2 * standard_error(difference):  # this many test tasks cannot tell
-        return "not tested"
-    return verdict_of(mean > 0)
 
 
 def _same_is_best(records: dict[str, Any]) -> Claim:
@@ -207,7 +191,7 @@ def _same_is_best(records: dict[str, Any]) -> Claim:
     tied = int(np.nanargmin(np.diagonal(mean)))
     difference = folds[row, column] - folds[tied, tied]
     error = standard_error(difference)
-    verdict = "holds" if row == column else _significant(difference)
+    verdict = "holds" if row == column else verdict_of_differences(difference)
     return Claim(
         "The same rate in training and testing is the best choice",
         "Zou et al. (2022), section H.5: the standard setting",

@@ -114,6 +114,18 @@ def verdict_of_cases(hold: Iterable[bool]) -> Verdict:
     return verdict_of(all(cases), any(cases))
 
 
+def verdict_of_differences(differences: Sequence[float] | np.ndarray, fewest: int = 2) -> Verdict:
+    """Whether paired differences, one for each independent repeat, are positive on average.
+
+    "not tested" where their mean is within two standard errors of 0, or there are fewer than `fewest`: this
+    many repeats cannot tell.
+    """
+    pairs = np.asarray(differences, float)
+    if len(pairs) < fewest or abs(pairs.mean()) < 2 * standard_error(pairs):
+        return "not tested"
+    return verdict_of(bool(pairs.mean() > 0))
+
+
 def log_slope(x: Sequence[float], y: Sequence[float]) -> float:
     """Exponent p of the power law y = c x^p fitted to positive numbers by least squares of logarithms."""
     return float(np.polyfit(np.log(np.asarray(x)), np.log(np.asarray(y)), 1)[0])

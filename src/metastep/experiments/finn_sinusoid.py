@@ -6,20 +6,18 @@ import math
 from functools import partial
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array
 from matplotlib.figure import Figure
 
 from metastep._records import Estimate
-from metastep._types import Batch, Episode, Kind
 from metastep.experiments.core import Claim, Experiment, Report, verdict_of
 from metastep.experiments.networks import network_learner, train
 from metastep.report import style
 from metastep.report.lines import Series, draw
-from metastep.tasks import AbstractTaskFamily, Sinusoid
+from metastep.tasks import KnownSinusoid, Sinusoid
 from metastep.train import Learner
 from metastep.train.evaluate import compile_judge
 
@@ -38,37 +36,6 @@ class Config:
     steps: int = 5
     test_tasks: int = 300
     test_queries: int = 50
-
-
-class KnownSinusoid(AbstractTaskFamily):
-    """Sinusoids whose amplitude and phase are inputs beside x: what the oracle is told."""
-
-    queries: int = eqx.field(static=True)
-    laws: Sinusoid
-
-    @property
-    def kind(self) -> Kind:
-        return "regression"
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return (3,)
-
-    @property
-    def output_size(self) -> int:
-        return 1
-
-    def sample(self, key: PRNGKeyArray) -> Episode:
-        def uniform(key: PRNGKeyArray, law: Array, shape: tuple[int, ...] = ()) -> Array:
-            return jax.random.uniform(key, shape, minval=law[0], maxval=law[1])
-
-        keys = jax.random.split(key, 3)
-        amplitude = uniform(keys[0], self.laws.amplitude)
-        phase = uniform(keys[1], self.laws.phase)
-        x = uniform(keys[2], self.laws.inputs, (self.queries,))
-        told = jnp.stack([x, jnp.full_like(x, amplitude), jnp.full_like(x, phase)], axis=1)
-        batch = Batch(told, amplitude * jnp.sin(x - phase)[:, None])
-        return Episode(batch, batch)
 
 
 def _learner(config: Config, name: str, inputs: int = 1) -> Learner:

@@ -1,4 +1,4 @@
-"""What several experiments on linear models share: laws of the inputs, features, and the best rate of a curve."""
+"""What several experiments on linear models share: laws of the inputs, and features."""
 
 import dataclasses
 import math
@@ -12,9 +12,6 @@ from metastep import theory
 Law = Literal["normal", "uniform", "exponential"]
 LAWS: tuple[Law, ...] = ("normal", "uniform", "exponential")
 DESIGNS = ("random", "rbf", "polynomial")
-
-_GRID = 201  # rates per scan; the same number every time, so that one compiled program serves all
-_SCANS = 3
 
 
 def draw_law(rng: np.random.Generator, law: Law, shape: tuple[int, ...]) -> np.ndarray:
@@ -73,14 +70,3 @@ def design_features(
         return theory.gaussian_features(x, np.linspace(-5.0, 5.0, dim), 1.0)
     taylor = np.array([1 / math.factorial(j) for j in range(dim)])
     return theory.polynomial_features(rng.uniform(-2.0, 2.0, (tasks, shots)), dim, taylor)
-
-
-def best_rate(curve: theory.RiskCurve, high: float) -> float:
-    """The rate in [0, high] of least risk: a scan of the whole range, then of what surrounds its minimum."""
-    low, width, best = 0.0, high, 0.0
-    for _ in range(_SCANS):
-        alphas = np.linspace(low, low + width, _GRID)
-        best = alphas[int(np.nanargmin(curve.risks(alphas)))]
-        width = 2 * width / (_GRID - 1)
-        low = max(0.0, best - width / 2)
-    return float(best)

@@ -43,13 +43,6 @@ def _draw_task(config: Config, seed: int) -> Batch:
     return Batch(jnp.asarray(x), jnp.zeros((config.examples, 1)))
 
 
-def _meta_loss(form: Form, loss: Loss, alpha: Array) -> Loss:
-    """The poster's simplified loss, or the loss after one inner step on the same data."""
-    if form == "simplified":
-        return lambda w: theory.negative_gradient_penalty(loss, w, alpha, "simplified")
-    return lambda w: loss(w - alpha * jax.grad(loss)(w))
-
-
 def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     """Train on the whole grid, find both limits by bisection, and compute them from the spectrum."""
     task = _draw_task(config, seed)
@@ -65,28 +58,33 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     forms = {}
     for index, form in enumerate(_FORMS):
         report(f"{form} MAML", index, len(_FORMS))
-
-        def log_factor(alpha: Array, beta: Array, form: Form = form) -> Array:
-            gradient = jax.grad(_meta_loss(form, loss, alpha))
-            return theory.log_contraction(gradient, start, beta, config.steps)
-
-        forms[form] = _limits(form, log_factor, spectrum, alphas, betas, config)
+        forms[form] = _limits(form, loss, start, spectrum, alphas, betas, config)
     return {"eigenvalues": spectrum, "alphas": alphas, "betas": betas, **forms}
 
 
 def _limits(
-    form: Form, log_factor: Callable, spectrum: Array, alphas: Array, betas: Array, config: Config
+    form: Form,
+    loss: Loss,
+    start: Array,
+    spectrum: Array,
+    alphas: Array,
+    betas: Array,
+    config: Config,
 ) -> dict[str, Any]:
     """The map, and theoretical and empirical limits; an empirical limit of 0 says that no beta converges."""
     sharpest = spectrum[-1]
     # For alpha below 2 / lambda_max every limit is at least 2 / lambda_max, or there is none.
     lowest, highest = 0.5 / sharpest, 4 * config.largest_beta / sharpest
 
-    def find_beta(alpha: Array) -> Array:
-        def converges(beta: Array) -> Array:
-            return log_factor(alpha, beta) < 0
+    def gradient(alpha: Array) -> Callable[[Array], Array]:
+        return jax.grad(lambda w: theory.one_step_loss(loss, w, alpha, form))
 
-        return theory.largest_rate(converges, lowest, highest, config.bisections)
+    def log_factor(alpha: Array, beta: Array) -> Array:
+        return theory.log_contraction(gradient(alpha), start, beta, config.steps)
+
+    def find_beta(alpha: Array) -> Array:
+        sizes = (config.steps, config.bisections)
+        return theory.largest_contracting_rate(gradient(alpha), start, lowest, highest, *sizes)
 
     def find_alpha() -> Array:
         def converges(alpha: Array) -> Array:  # beta lambda <= 1 on all eigenvalues

@@ -105,25 +105,21 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
 
 def _row(case: Case, phi: np.ndarray) -> dict[str, Any]:
     shots, dim = phi.shape[1:]
-    sampled = float(theory.limit_rate(phi))
-    limit, moment = sampled, float(np.mean(np.sum(phi**2, axis=2)))
-    if case.moments is not None:
-        exact = case.moments()
-        limit, moment = float(theory.moment_rate(exact, shots)), float(exact.p1) / shots
-    low, high, _ = theory.rate_interval(phi)
-    return {
-        "title": case.title,
-        "alpha_lim": limit,
-        "sampled": sampled,
-        "exact": case.moments is not None,
-        "lower_as_printed": 1 / (2 * dim * moment),
-        "upper": dim / (2 * moment),
-        "sample_lower": float(low),
-        "sample_upper": float(high),
-        "radius_lower": 1 / (2 * float(np.max(np.sum(phi**2, axis=2)))),
-        "bounded": case.bounded,
-        "doubled": float(theory.limit_rate(2 * phi)),
+    moments = theory.gram_moments(phi) if case.moments is None else case.moments()
+    printed = theory.moment_interval_as_printed(moments, shots, dim)
+    proved = theory.rate_interval(phi)
+    rates = {
+        "alpha_lim": theory.moment_rate(moments, shots),
+        "sampled": theory.limit_rate(phi),
+        "lower_as_printed": printed.lower,
+        "upper": printed.upper,
+        "sample_lower": proved.lower,
+        "sample_upper": proved.upper,
+        "radius_lower": proved.radius_bound,
+        "doubled": theory.limit_rate(2 * phi),
     }
+    known = {"title": case.title, "exact": case.moments is not None, "bounded": case.bounded}
+    return known | {name: float(rate) for name, rate in rates.items()}
 
 
 def plot(records: dict[str, Any]) -> Figure:

@@ -74,7 +74,7 @@ def _of_setting(
     return {
         "law": law, "shots": shots, "tasks": tasks,
         "dim": 3 * config.width + 1,
-        "terms": {name: found.pop(name) for name in ("constant", "linear", "square")},
+        "terms": found.pop("terms"),
         **{name: float(value) for name, value in found.items()},
         "estimates": {key: float(estimates[key]) for key, _, _ in _ESTIMATES},
     }  # fmt: skip
@@ -88,12 +88,11 @@ def _draw(key: PRNGKeyArray, shots: int, tasks: int) -> Episode:
 @partial(jax.jit, static_argnames="ridge")
 def _measure(
     network: theory.TwoLayerNetwork, train: Episode, test: Episode, ridge: float
-) -> tuple[dict[str, Array], dict[str, Array]]:
+) -> tuple[dict[str, Any], dict[str, Array]]:
     """The loss on the test tasks as a quadratic in alpha, and the estimates from the training tasks.
 
     Adapting and judging on the same examples, the solution of least norm is the same for every alpha.
     """
-    shots = train.support.x.shape[1]
     x, y = train.support.x.reshape(-1, 1), train.support.y[..., 0]
     gram = theory.two_layer_tangent_gram(network, x)
     solution = theory.minimum_norm_coefficients(gram, y, ridge=ridge)
@@ -105,11 +104,8 @@ def _measure(
 
     support, cross = _own_kernels(network, test)
     before, on_query = residual(test.support), residual(test.query)
-    moved = 2 / shots * jnp.einsum("nqk,nk->nq", cross, before)
     found = {
-        "constant": jnp.mean(on_query**2, 1),
-        "linear": -2 * jnp.mean(on_query * moved, 1),
-        "square": jnp.mean(moved**2, 1),
+        "terms": theory.gram_loss_parabola(cross, before, on_query)._asdict(),
         "best": theory.gram_label_aware_rate(cross, before, on_query),
         "best_same": theory.gram_label_aware_rate(support, before),
         "condition_number": solution.condition_number,
@@ -127,22 +123,16 @@ def _measure(
 
 def _own_kernels(network: theory.TwoLayerNetwork, tasks: Episode) -> tuple[Array, Array]:
     """Kernel of every task's support examples, and between its query and support examples."""
-    shots = tasks.support.x.shape[1]
-
-    def of_task(inputs: Array) -> Array:
-        return theory.two_layer_tangent_gram(network, inputs, inputs[:shots])
-
     both = jnp.concatenate([tasks.support.x, tasks.query.x], axis=1)
-    kernel = jax.lax.map(of_task, both)
+    kernel = theory.two_layer_tangent_gram(network, both, tasks.support.x)
+    shots = tasks.support.x.shape[1]
     return kernel[:, :shots], kernel[:, shots:]
 
 
 def _loss(setting: dict[str, Any], alphas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean loss of the test tasks at every rate, and the half-width of its 95 % interval."""
-    constant, linear, square = (
-        np.asarray(setting["terms"][name])[:, None] for name in ("constant", "linear", "square")
-    )
-    losses = constant + linear * alphas + square * alphas**2
+    terms = {name: np.asarray(values) for name, values in setting["terms"].items()}
+    losses = theory.LossParabola(**terms).at(alphas)
     return losses.mean(0), 1.96 * standard_error(losses)
 
 

@@ -5,21 +5,18 @@ import math
 from functools import partial
 from typing import Any, Literal
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 from matplotlib.figure import Figure
 
-from metastep._types import Params
 from metastep.experiments.core import (
     Claim,
     Experiment,
     Report,
     standard_error,
     verdict_of,
+    verdict_of_differences,
 )
-from metastep.models import Model
-from metastep.models.dense import apply_dense
+from metastep.models import with_unit_features
 from metastep.rates.online import AnilOnlineRate
 from metastep.report import style
 from metastep.report.lines import Series, draw
@@ -56,21 +53,6 @@ class Config:
     seeds: int = 1
     test_tasks: int = 40
     data: str | None = None
-
-
-def _normalised(model: Model) -> Model:
-    """The same model with features of length 1 before the head."""
-    assert model.features is not None  # conv4 has them
-    raw = model.features
-
-    def features(params: Params, x: Array) -> Array:
-        found = raw(params, x)
-        return found / (jnp.linalg.norm(found, axis=1, keepdims=True) + 1e-8)
-
-    def apply(params: Params, x: Array) -> Array:
-        return apply_dense(params["head"], features(params, x))
-
-    return dataclasses.replace(model, apply=apply, features=features)
 
 
 def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
@@ -116,7 +98,7 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
 def _learner(plain: Learner, config: Config, name: str) -> Learner:
     """The learner of an arm."""
     _, normalised, reading, _ = _ARMS[name]
-    model = _normalised(plain.model) if normalised else plain.model
+    model = with_unit_features(plain.model) if normalised else plain.model
     rate = plain.rate
     if reading is not None:
         assert model.features is not None  # conv4 has them
@@ -176,12 +158,9 @@ def _faster(records: dict[str, Any], other: str) -> Claim:
         f"online ahead by {ahead.mean():+.3f} of accuracy on average over training ({len(ahead)} seeds, "
         f"± {2 * error:.2g}); at the end {online[:, -1].mean():.3f} against {default[:, -1].mean():.3f}"
     )
-    verdict = verdict_of(bool(ahead.mean() > 0))
-    if len(ahead) < 3 or abs(ahead.mean()) < 2 * error:
-        verdict, evidence = (
-            "not tested",
-            f"{evidence}: too few seeds, or no difference beyond their scatter",
-        )
+    verdict = verdict_of_differences(ahead, fewest=3)
+    if verdict == "not tested":
+        evidence += ": too few seeds, or no difference beyond their scatter"
     if min(online[:, -1].mean(), default[:, -1].mean()) < _ENOUGH:
         verdict, evidence = "not tested", f"{evidence}; too little training"
     return claim(verdict, evidence)

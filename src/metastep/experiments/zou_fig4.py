@@ -90,15 +90,12 @@ def _tangent(config: Config, seed: int, rng: np.random.Generator) -> dict[str, A
         jax.random.key(seed), 1, config.network_width, "uniform", np.result_type(float)
     )
 
-    @jax.jit
-    def grams(x: Array) -> Array:
-        return jax.lax.map(lambda points: theory.two_layer_tangent_gram(network, points), x)
-
     variances = np.linspace(1.0, 30.0, config.network_points)
     rates = {}
     for law in LAWS:
         x = draw_law(rng, law, (config.network_tasks, config.network_shots, 1))
-        rates[law] = [float(theory.gram_limit_rate(grams(x * v**0.5))) for v in variances]
+        grams = [theory.two_layer_tangent_gram(network, x * v**0.5) for v in variances]
+        rates[law] = [float(theory.gram_limit_rate(gram)) for gram in grams]
     return {"variance": variances, **rates}
 
 

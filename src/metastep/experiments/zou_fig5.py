@@ -3,8 +3,10 @@
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 from matplotlib.figure import Figure
 
 from metastep import theory
@@ -12,8 +14,6 @@ from metastep.experiments.core import Claim, Experiment, Report, verdict_of
 from metastep.experiments.linear_designs import EXPONENTIAL, UNIFORM, WIDE_NORMAL, ScaledLaw
 from metastep.report import style
 from metastep.report.lines import Series, draw
-from metastep.theory.grams import gram_power_sums
-from metastep.theory.minimisers import covariance_from_powers
 
 _LAWS = {one.law: one for one in (WIDE_NORMAL, UNIFORM, EXPONENTIAL)}
 _QUANTITIES = {"loss": "(a) loss gap, MAML - ERM", "distance": "(b) distance gap, MAML - ERM"}
@@ -45,56 +45,39 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
 def _of_law(config: Config, law: ScaledLaw, rng: np.random.Generator) -> dict[str, Any]:
     shape = (config.tasks, config.shots, config.dim)
     train, test = (law.draw(rng, shape) for _ in range(2))
-    spectrum, basis = np.linalg.eigh(test.transpose(0, 2, 1) @ test)  # (tasks, d), (tasks, d, d)
-    steps = np.asarray(config.steps)[:, None, None]
-    decay = (1 - 2 * config.eta / config.shots * spectrum) ** (2 * steps)  # (steps, tasks, d)
-    weights = {"loss": config.tasks * spectrum * decay, "distance": decay}
-    sums, step = gram_power_sums(jnp.asarray(train)), 2 * config.alpha / config.shots
-    # Covariance of the MAML minimiser minus that of ERM's, per unit of task variance.
-    gain = covariance_from_powers(sums, step) - covariance_from_powers(sums, 0.0)
-    # Mean over optima of (w_m - a)^2 - (w_r - a)^2 along each eigenvector: only w differs.
-    expected = config.task_var * np.einsum("nij,ik,nkj->nj", basis, gain, basis)
-    samples, at_optimum = _samples(config, rng, train, basis, weights)
+    curve = theory.adaptation_curve(test, config.eta)
+    expected = curve.expected_gap(train, config.alpha, config.steps, config.task_var)
+    sampled, at_optimum = _samples(config, rng, train, curve)
+    examples = config.tasks * config.shots  # the figure's loss is the sum over all of them
     return {
         "t": list(config.steps),
-        "train_loss_gap": at_optimum,
-        **{
-            name: {
-                "expected": (weight * expected).sum(2).mean(1),
-                "sampled": samples[name][0],
-                "share_negative": (samples[name] < 0).mean(0),
-                "share_always_negative": float((samples[name] < 0).all(1).mean()),
-            }
-            for name, weight in weights.items()
-        },
+        "train_loss_gap": examples * at_optimum,
+        "loss": _summary(examples * expected.loss, examples * sampled.loss),
+        "distance": _summary(expected.distance, sampled.distance),
     }
 
 
 def _samples(
-    config: Config,
-    rng: np.random.Generator,
-    train: np.ndarray,
-    basis: np.ndarray,
-    weights: dict[str, np.ndarray],
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    config: Config, rng: np.random.Generator, train: np.ndarray, curve: theory.AdaptationCurve
+) -> tuple[theory.AfterSteps, np.ndarray]:
     """Gaps of `repeats` samples of optima, (repeats, steps), and the loss gap at t = 0 on training tasks."""
-    gaps = {name: np.zeros((config.repeats, len(config.steps))) for name in weights}
-    at_optimum = np.zeros(config.repeats)
-    deviation = config.task_var**0.5
-    for repeat in range(config.repeats):
-        optima, fresh = deviation * rng.standard_normal((2, config.tasks, config.dim))
-        curve = theory.risk_curve(train, optima)
-        start_erm, start_maml = (
-            np.asarray(w) for w in curve.minimisers(np.array([0.0, config.alpha]))
-        )
-        risk_erm, risk_maml = (float(curve.risks_at(w, 0.0)) for w in (start_erm, start_maml))
-        at_optimum[repeat] = config.tasks * config.shots * (risk_maml - risk_erm)
-        # a^2 - b^2 as (a - b)(a + b): the two starts are close to each other.
-        apart = np.einsum("nij,i->nj", basis, start_maml - start_erm)
-        between = np.einsum("nij,ni->nj", basis, start_maml + start_erm - 2 * fresh)
-        for name, weight in weights.items():
-            gaps[name][repeat] = (weight * (apart * between)).sum(2).mean(1)
-    return gaps, at_optimum
+    gaps, at_optimum = [], []
+    for _ in range(config.repeats):
+        optima, fresh = config.task_var**0.5 * rng.standard_normal((2, config.tasks, config.dim))
+        risks = theory.risk_curve(train, optima)
+        erm, maml = risks.minimisers(np.array([0.0, config.alpha]))
+        at_optimum.append(risks.risks_at(maml, 0.0) - risks.risks_at(erm, 0.0))
+        gaps.append(curve.gap(maml, erm, fresh, config.steps))
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *gaps), np.array(at_optimum)
+
+
+def _summary(expected: Array, sampled: Array) -> dict[str, Any]:
+    return {
+        "expected": expected,
+        "sampled": sampled[0],
+        "share_negative": (sampled < 0).mean(0),
+        "share_always_negative": float((sampled < 0).all(1).mean()),
+    }
 
 
 def plot(records: dict[str, Any]) -> Figure:

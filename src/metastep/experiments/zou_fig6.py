@@ -39,36 +39,15 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     """Coefficients g1 to g3, and alpha_lim over the variance."""
     del seed  # nothing is drawn
     report("coefficients and limits", 0, 1)
-    return {"coefficients": _coefficients(config.dim), "limits": _limits(config.variances)}
-
-
-def _coefficients(dim: int) -> dict[str, np.ndarray]:
-    """How many index tuples give each moment: g1 in E.3, g2 in E.4 (one shot) as printed, g3 (many shots).
-
-    Indices run from 0 to dim - 1: j + m, 3 j + m + 2 l and j + m + l. The corrected one-shot moment
-    is m_2(j+m+l), so its coefficients are those of g3 at twice the order.
-    """
-
-    def count(*factors: int) -> np.ndarray:
-        total = np.ones(1)
-        for factor in factors:  # product of the polynomials 1 + z^f + ... + z^(f (d-1))
-            powers = np.zeros(factor * (dim - 1) + 1)
-            powers[::factor] = 1
-            total = np.convolve(total, powers)
-        return total
-
-    orders = 6 * (dim - 1) + 1
-    doubled = np.zeros(orders)
-    doubled[::2] = count(1, 1, 1)
-    columns = {
-        "g1": count(1, 1),
-        "g2": count(3, 1, 2),
-        "g3": count(1, 1, 1),
-        "g2_corrected": doubled,
+    counts = theory.polynomial_moment_counts(config.dim)
+    coefficients = {
+        "order": counts.order,
+        "g1": counts.numerator,
+        "g2": counts.one_shot_as_printed,
+        "g3": counts.many_shots,
+        "g2_corrected": counts.one_shot,
     }
-    return {"order": np.arange(float(orders))} | {
-        name: np.pad(column, (0, orders - len(column))) for name, column in columns.items()
-    }
+    return {"coefficients": coefficients, "limits": _limits(config.variances)}
 
 
 def _limits(points: int) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from metastep.experiments.core import (
     standard_error,
     verdict_of,
 )
-from metastep.experiments.linear_designs import DESIGNS, best_rate, design_features
+from metastep.experiments.linear_designs import DESIGNS, design_features
 from metastep.report import style
 from metastep.report.lines import Series, draw
 
@@ -68,7 +68,7 @@ def _of_design(config: Config, design: str, rng: np.random.Generator) -> dict[st
         phi = draw_features(sizes[-1])
         optima = config.task_var**0.5 * rng.standard_normal((sizes[-1], config.dim))
         for column, size in enumerate(sizes):
-            errors[trial, column] = best_rate(_curve(phi, optima, size), 4 * limit) - limit
+            errors[trial, column] = _curve(phi, optima, size).best_rate(4 * limit) - limit
     scatter = float(theory.finite_task_scatter(population))
     return {
         "alpha_lim": limit,

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from metastep import theory
 from metastep.experiments.core import Claim, Experiment, Report, verdict_of
-from metastep.experiments.linear_designs import best_rate
 from metastep.report import style
 from metastep.report.lines import Series, draw
 
@@ -59,7 +58,7 @@ def _of_case(config: Config, case: str, rng: np.random.Generator) -> dict[str, A
         curve = theory.risk_curve(phi, _optima(config, case, rng, variances))
         limits.append(float(theory.limit_rate(phi)))
         aware.append(float(theory.limit_rate(phi, task_cov=np.diag(variances))))
-        best.append(best_rate(curve, 4 * limits[-1]))
+        best.append(curve.best_rate(4 * limits[-1]))
         least, at_limit = np.asarray(curve.risks(np.array([best[-1], limits[-1]])))
         excess.append(at_limit / least - 1)
         curves.append(curve)

@@ -1,12 +1,10 @@
 """Zou et al., Proposition 1: how the risk of the MAML minimiser scatters around its mean."""
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array
 from matplotlib.figure import Figure
 
 from metastep import theory
@@ -47,9 +45,9 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     alphas = np.array(config.multiples) * limit
     by_size = []
     for size in config.sizes:
-        predicted = np.sqrt(_variances(phi[:size], alphas))
+        predicted = np.sqrt(theory.risk_variance(phi[:size], alphas))
         for multiple, alpha, sd in zip(config.multiples, alphas, predicted, strict=True):
-            found = _sampled(config, rng, phi[:size], float(alpha), bounds)
+            found = _sampled(config, rng, phi, size, float(alpha), bounds)
             by_size.append({"multiple": multiple, "tasks": size, "predicted": float(sd), **found})
     report("scatter over alpha", 1, 2)
     middle = phi[: config.sizes[len(config.sizes) // 2]]
@@ -60,10 +58,8 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
         "by_size": by_size,
         "by_rate": {
             "multiple": grid,
-            "sd": np.sqrt(_variances(middle, grid * limit)),
-            "epsilon": [
-                float(theory.concentration_spread(m * limit, *bounds, config.shots)) for m in grid
-            ],
+            "sd": np.sqrt(theory.risk_variance(middle, grid * limit)),
+            "epsilon": theory.concentration_spread(grid * limit, *bounds, config.shots),
         },
         "by_rate_tasks": len(middle),
     }
@@ -73,33 +69,27 @@ def _sampled(
     config: Config,
     rng: np.random.Generator,
     phi: np.ndarray,
+    tasks: int,
     alpha: float,
     bounds: tuple[float, float],
 ) -> dict[str, float]:
-    """Deviations of w' Mbar w, w = S^-1 sum M_i a_i, over draws of the optima a_i ~ N(0, I)."""
-    gram = phi.transpose(0, 2, 1) @ phi
-    factor = np.eye(config.dim) - 2 * alpha / config.shots * gram
-    adapted = gram @ factor @ factor
-    solve = np.linalg.solve(adapted.sum(0), adapted)  # (tasks, dim, dim)
+    """Deviations of L_m(w_m) over draws of the optima a_i ~ N(0, I), whose risk is about their mean, 0."""
+    # The other tasks get no weight, so that one shape is compiled.
+    weights = (np.arange(len(phi)) < tasks).astype(float)
     params = np.zeros((config.trials, config.dim))
-    for block in solve:
-        params += rng.standard_normal((config.trials, config.dim)) @ block.T
-    risks = np.einsum("rd,de,re->r", params, adapted.mean(0), params) / config.shots
+    for share in np.asarray(theory.minimiser_shares(phi, alpha, weights=weights))[:tasks]:
+        params += rng.standard_normal(params.shape) @ share.T
+    curve = theory.risk_curve(phi, np.zeros((len(phi), config.dim)), weights=weights)
+    risks = np.asarray(jax.vmap(lambda w: curve.risks_at(w, alpha))(params))
     deviations = np.abs(risks - risks.mean())
-    row = float(np.sqrt(np.max(np.sum(adapted**2, axis=2))))  # u = C'C a has Gaussian coordinates
-    norm = math.sqrt(8 / 3) * row  # psi_2 norm of N(0, s^2) is sqrt(8 / 3) s
-    case = (alpha, *bounds, len(phi), config.shots, config.dim, norm, config.delta)
+    norm = theory.gaussian_norm(phi[:tasks], alpha)
+    case = (alpha, *bounds, tasks, config.shots, config.dim, norm, config.delta)
     return {
         "sd": float(risks.std()),
         "quantile": float(np.quantile(deviations, 1 - config.delta)),
         "bound": float(theory.concentration_bound(*case)),  # its absolute constant at 1
         "bound_as_printed": float(theory.concentration_bound_as_printed(*case)),
     }
-
-
-@jax.jit
-def _variances(phi: Array, alphas: Array) -> Array:
-    return jax.lax.map(lambda alpha: theory.risk_variance(phi, alpha), alphas)
 
 
 def plot(records: dict[str, Any]) -> Figure:

@@ -19,7 +19,6 @@ from metastep.experiments.core import (
     verdict_of,
     verdict_of_cases,
 )
-from metastep.experiments.linear_designs import best_rate
 from metastep.experiments.sine_network import (
     bayes_mse,
     draw_examples,
@@ -96,7 +95,7 @@ def _adapt(config: Config, rng: np.random.Generator, params: Params) -> dict[str
         "alpha_lim": theory.limit_rate(phi),
         "split": theory.limit_rate(phi, phi_query),
         # The best rate at the best w: the least risk over both.
-        "label_aware": best_rate(curve, _PRINTED_RATES[-1]),
+        "label_aware": curve.best_rate(_PRINTED_RATES[-1]),
         "best": alphas[np.argmin(mse)],
     }
 

@@ -53,39 +53,19 @@ def _of_law(config: Config, rng: np.random.Generator, law: ScaledLaw) -> dict[st
     phi, test = (law.draw(rng, (tasks, config.shots, config.dim)) for tasks in sizes)
     limit = float(theory.limit_rate(test))
     multiples = np.array([_SMALL, *np.linspace(0, config.highest, config.rates)[1:]])
-    gaps = {
-        f"t={t}": config.task_var
-        * np.asarray(_exact_gaps(phi, test, limit * multiples, config.eta, t))
-        for t in config.steps
-    }
+    gap = partial(theory.distance_gap, phi, eta=config.eta, task_var=config.task_var, phi_test=test)
+    gaps = {f"t={t}": gap(limit * multiples, steps=t) for t in config.steps}
     return {
         "alpha_lim": limit,
         "gaps": {"multiple": multiples, **gaps},
         "small": {t: float(gap[0]) for t, gap in gaps.items()},
-        "first_order": {f"t={t}": _first_order(config, phi, test, limit, t) for t in config.steps},
+        "first_order": {
+            f"t={t}": float(gap(_SMALL * limit, steps=t, linearised=True)) for t in config.steps
+        },
         "sign_change": float(theory.sign_change_rate(phi, config.eta, 0, phi_test=test)),
         "bound": float(theory.distance_rate_bound(phi)),
         "bound_as_printed": float(theory.distance_rate_bound_as_printed(phi)),
     }
-
-
-def _first_order(
-    config: Config, phi: np.ndarray, test: np.ndarray, limit: float, steps: int
-) -> float:
-    """The first-order gap at the small rate."""
-    return float(
-        theory.distance_gap(
-            phi, _SMALL * limit, config.eta, steps, config.task_var, linearised=True, phi_test=test
-        )
-    )
-
-
-@partial(jax.jit, static_argnames="steps")
-def _exact_gaps(phi: Array, test: Array, alphas: Array, eta: Array, steps: int) -> Array:
-    def gap(alpha: Array) -> Array:
-        return theory.distance_gap(phi, alpha, eta, steps, phi_test=test)
-
-    return jax.lax.map(gap, alphas)
 
 
 def _random_sets(rng: np.random.Generator, count: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from metastep.models.convolution import (
     has_native_convolution,
     warn_of_native_convolution,
 )
-from metastep.models.core import Model
+from metastep.models.core import Model, with_unit_features
 from metastep.models.dense import linear, mlp
 from metastep.models.equinox import from_equinox
 from metastep.models.objective import (
@@ -36,4 +36,5 @@ __all__ = [
     "mlp",
     "squared_error",
     "warn_of_native_convolution",
+    "with_unit_features",
 ]

@@ -5,9 +5,13 @@ from collections.abc import Callable
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from metastep._errors import InputError
 from metastep._types import Params
+
+_SMALL = 1e-8  # a ReLU network may see an example with no feature at all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,3 +58,43 @@ def head_named(name: str) -> Callable[[Params], PyTree[bool]]:
         }
 
     return is_head
+
+
+def with_unit_features(model: Model) -> Model:
+    """The same model with every feature vector scaled to length 1 before the head sees it.
+
+    The setting of the ANIL rate of Zou et al. (2022), section H.3, which takes its estimate from normalised
+    features: `metastep.rates.AnilOnlineRate` on the features of this model is the rate of what is adapted.
+
+    Parameters
+    ----------
+    model : with `features` and `head`, such as `conv4`
+
+    Returns
+    -------
+    Model
+        With the parameters and the start of `model`.
+
+    Raises
+    ------
+    InputError
+        If the model does not say which features its head sees.
+
+    References
+    ----------
+    Zou et al. (2022), section H.3.
+    """
+    raw, head = model.features, model.head
+    if raw is None or head is None:
+        raise InputError(
+            f"with_unit_features: {model.name} has no features or no head; give both to Model"
+        )
+
+    def features(params: Params, x: Array) -> Array:
+        found = raw(params, x)
+        return found / (jnp.linalg.norm(found, axis=1, keepdims=True) + _SMALL)
+
+    def apply(params: Params, x: Array) -> Array:
+        return head(params, features(params, x))
+
+    return dataclasses.replace(model, apply=apply, features=features)

@@ -2,12 +2,13 @@
 
 from metastep.tasks.core import AbstractTaskFamily, TaskSplits, batch_of_episodes
 from metastep.tasks.few_shot import FewShot
-from metastep.tasks.regression import MixedLinear, Quadratic, Sinusoid
+from metastep.tasks.regression import KnownSinusoid, MixedLinear, Quadratic, Sinusoid
 from metastep.tasks.table import TableTasks
 
 __all__ = [
     "AbstractTaskFamily",
     "FewShot",
+    "KnownSinusoid",
     "MixedLinear",
     "Quadratic",
     "Sinusoid",

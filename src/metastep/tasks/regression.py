@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from metastep._errors import check_count
 from metastep._types import Batch, Episode, Kind
 from metastep.tasks.core import AbstractTaskFamily, check_sizes, split_batch
 from metastep.theory.citations import source
@@ -89,6 +90,56 @@ class Sinusoid(AbstractRegression):
         )
         phase = jax.random.uniform(phase_key, minval=self.phase[0], maxval=self.phase[1])
         return amplitude * jnp.sin(x - phase)
+
+
+@source(
+    "finn2017", "section 5.1: the oracle that receives the true parameters as input", "as printed"
+)
+class KnownSinusoid(AbstractTaskFamily):
+    """`Sinusoid` for an oracle: x, amplitude and phase are the inputs, amplitude sin(x - phase) the label.
+
+    Nothing is left to adapt to, so support and query set are the same examples. A model that is trained
+    here without adaptation (`algorithm="erm"`) says how low the error of one that adapts could get.
+
+    Attributes
+    ----------
+    examples : examples of an episode
+    laws : whose amplitude, phase and inputs are drawn from; its sizes and its noise are not used
+
+    References
+    ----------
+    Finn et al. (2017), section 5.1.
+    """
+
+    examples: int = eqx.field(static=True, default=10)
+    laws: Sinusoid = eqx.field(default_factory=Sinusoid)
+
+    def __check_init__(self) -> None:
+        check_count("examples", self.examples)
+
+    @property
+    def kind(self) -> Kind:
+        return "regression"
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (3,)
+
+    @property
+    def output_size(self) -> int:
+        return 1
+
+    def sample(self, key: PRNGKeyArray) -> Episode:
+        def uniform(key: PRNGKeyArray, law: Array, shape: tuple[int, ...] = ()) -> Array:
+            return jax.random.uniform(key, shape, minval=law[0], maxval=law[1])
+
+        amplitude_key, phase_key, input_key = jax.random.split(key, 3)
+        amplitude = uniform(amplitude_key, self.laws.amplitude)
+        phase = uniform(phase_key, self.laws.phase)
+        x = uniform(input_key, self.laws.inputs, (self.examples,))
+        told = jnp.stack([x, jnp.full_like(x, amplitude), jnp.full_like(x, phase)], axis=1)
+        batch = Batch(told, amplitude * jnp.sin(x - phase)[:, None])
+        return Episode(batch, batch)
 
 
 def _task_weights(key: PRNGKeyArray, centre: Array, spread: Array) -> Array:

@@ -5,6 +5,11 @@ gives the reference. Nothing here needs the rest of the library. Features are ar
 (tasks, shots, dim), the loss is the mean (1/K) ||Phi w - y||^2, and rates are for that convention.
 """
 
+from metastep.theory.adaptation import (
+    AdaptationCurve,
+    AfterSteps,
+    adaptation_curve,
+)
 from metastep.theory.citations import (
     cite,
 )
@@ -12,6 +17,7 @@ from metastep.theory.concentration import (
     concentration_bound,
     concentration_bound_as_printed,
     concentration_spread,
+    gaussian_norm,
 )
 from metastep.theory.convergence import (
     adaptation_bias_bound,
@@ -20,6 +26,7 @@ from metastep.theory.convergence import (
     sampling_gap_bound,
 )
 from metastep.theory.descent import (
+    largest_contracting_rate,
     largest_rate,
     log_contraction,
 )
@@ -53,10 +60,12 @@ from metastep.theory.fixed_points import (
     quadratic_meta_gradient,
 )
 from metastep.theory.gram_space import (
+    LossParabola,
     MinimumNorm,
     SolveStatus,
     function_space_step,
     gram_label_aware_rate,
+    gram_loss_parabola,
     minimum_norm_coefficients,
 )
 from metastep.theory.grams import (
@@ -73,6 +82,7 @@ from metastep.theory.intervals import (
     EigenvalueBounds,
     RateInterval,
     eigenvalue_bounds,
+    moment_interval_as_printed,
     rate_interval,
     rate_interval_as_printed,
 )
@@ -82,11 +92,16 @@ from metastep.theory.layers import (
 from metastep.theory.minimisers import (
     label_minimiser,
     minimiser,
+    minimiser_shares,
 )
 from metastep.theory.mixed_linear import (
     best_test_rate,
     expected_test_loss,
     minimiser_distance,
+)
+from metastep.theory.moment_counts import (
+    MomentCounts,
+    polynomial_moment_counts,
 )
 from metastep.theory.moments import (
     gaussian_gram_moments,
@@ -131,6 +146,7 @@ from metastep.theory.risk_curve import (
     risk_curve_from_labels,
 )
 from metastep.theory.risks import (
+    adapted_losses,
     average_risk,
     empirical_risk,
     limit_risk,
@@ -147,6 +163,7 @@ from metastep.theory.stability import (
     max_meta_rate,
     meta_hessian,
     negative_gradient_penalty,
+    one_step_loss,
 )
 from metastep.theory.tangent import (
     tangent_features,
@@ -160,17 +177,23 @@ from metastep.theory.two_layer import (
 )
 
 __all__ = [
+    "AdaptationCurve",
+    "AfterSteps",
     "BatchSizes",
     "EigenvalueBounds",
     "GramMoments",
+    "LossParabola",
     "MinimumNorm",
+    "MomentCounts",
     "RateInterval",
     "RateRange",
     "RiskCurve",
     "SolveStatus",
     "TwoLayerNetwork",
     "adaptation_bias_bound",
+    "adaptation_curve",
     "adapted_distance",
+    "adapted_losses",
     "average_risk",
     "average_risk_rate",
     "batch_rate",
@@ -194,10 +217,12 @@ __all__ = [
     "function_space_step",
     "gaussian_features",
     "gaussian_gram_moments",
+    "gaussian_norm",
     "gaussian_split_rate",
     "gram_eigenvalues",
     "gram_label_aware_rate",
     "gram_limit_rate",
+    "gram_loss_parabola",
     "gram_moments",
     "hessian_free_delta",
     "hessian_free_step",
@@ -211,6 +236,7 @@ __all__ = [
     "iteration_bound",
     "label_aware_rate",
     "label_minimiser",
+    "largest_contracting_rate",
     "largest_rate",
     "layer_rates",
     "limit_rate",
@@ -226,16 +252,20 @@ __all__ = [
     "meta_step_size",
     "minimiser",
     "minimiser_distance",
+    "minimiser_shares",
     "minimum_norm_coefficients",
+    "moment_interval_as_printed",
     "moment_rate",
     "multi_step_rate",
     "negative_gradient_penalty",
     "nonzero_mean_limit_rate",
     "normal_raw_moments",
+    "one_step_loss",
     "online_rate_as_printed",
     "polynomial_features",
     "polynomial_gram_moments",
     "polynomial_gram_moments_as_printed",
+    "polynomial_moment_counts",
     "predicted_gain",
     "quadratic_fixed_point",
     "quadratic_meta_gradient",

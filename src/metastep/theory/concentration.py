@@ -7,15 +7,60 @@ from jaxtyping import Array
 from metastep._errors import InputError, check_count, check_positive
 from metastep.theory._inputs import (
     as_float_array,
+    check_features,
     check_nonnegative,
     check_positive_values,
     check_scalar,
     to_common_dtype,
 )
 from metastep.theory.citations import source
+from metastep.theory.grams import adapted_features, contract
 from metastep.theory.risks import check_variance
 
-__all__ = ["concentration_bound", "concentration_bound_as_printed", "concentration_spread"]
+__all__ = [
+    "concentration_bound",
+    "concentration_bound_as_printed",
+    "concentration_spread",
+    "gaussian_norm",
+]
+
+
+@source("zou2022", "Proposition 1: the norm L of the coordinates of C^T C a", "derived")
+def gaussian_norm(phi: ArrayLike, alpha: ArrayLike, task_var: ArrayLike = 1.0) -> Array:
+    """The sub-Gaussian norm L that the concentration bound asks for, where the optima are Gaussian.
+
+    L = sqrt(8 sa2 / 3) max_ij ||row j of M_i||,   M_i = G_i (I - (2 alpha / K) G_i)^2.
+
+    The coordinates of M_i a_i are N(0, s^2) with s the length of a row times sqrt(sa2), and the norm of such
+    a variable, the least t with E exp(x^2 / t^2) <= 2, is s sqrt(8 / 3).
+
+    Parameters
+    ----------
+    phi : (tasks, shots, dim) features
+    alpha : adaptation rate, any sign
+    task_var : variance sa2 of every coordinate of the optima, >= 0
+
+    Returns
+    -------
+    Scalar, >= 0; it grows as alpha^2.
+
+    Raises
+    ------
+    InputError
+        If a shape is wrong, a number is not finite or `task_var` is negative.
+
+    References
+    ----------
+    Zou et al. (2022), Proposition 1 and section C.
+    """
+    features, rate, variance = to_common_dtype(
+        check_features("phi", phi),
+        check_scalar("alpha", alpha),
+        check_variance("task_var", task_var),
+    )
+    adapted = adapted_features(features, 2 * rate / features.shape[1])
+    squared = jnp.max(jnp.sum(contract("nkd,nke->nde", adapted, adapted) ** 2, axis=2))
+    return jnp.sqrt(8 / 3 * variance * squared)
 
 
 @source("zou2022", "Proposition 1, epsilon of equation 3.4", "as printed")
@@ -30,13 +75,13 @@ def concentration_spread(
 
     Parameters
     ----------
-    alpha : adaptation rate, >= 0
+    alpha : adaptation rates, any shape, >= 0
     smallest, largest : bounds lI, lS on the eigenvalues, 0 < lI <= lS; see `eigenvalue_bounds`
     shots : K
 
     Returns
     -------
-    Scalar, infinite where the denominator is not positive.
+    Array of the shape of `alpha`, infinite where the denominator is not positive.
 
     Raises
     ------
@@ -51,7 +96,7 @@ def concentration_spread(
     low = check_positive_values("smallest", check_scalar("smallest", smallest))
     high = check_positive_values("largest", check_scalar("largest", largest))
     check_nonnegative("largest - smallest", as_float_array("largest", high - low))
-    low, high, rate = to_common_dtype(low, high, check_variance("alpha", alpha))
+    low, high, rate = to_common_dtype(low, high, check_nonnegative("alpha", alpha))
     step = 2 * rate / shots
     above = high - 2 * step * low**2 + step**2 * high**3
     below = low - 2 * step * high**2 + step**2 * low**3
@@ -80,16 +125,16 @@ def concentration_bound(
 
     Parameters
     ----------
-    alpha : adaptation rate, >= 0
+    alpha : adaptation rates, any shape, >= 0
     smallest, largest : bounds lI, lS on the eigenvalues, 0 < lI <= lS; see `eigenvalue_bounds`
     num_tasks, shots, dim : N, K, d
-    sub_gaussian_norm : L, the sub-Gaussian norm of the coordinates of C^T C a, >= 0
+    sub_gaussian_norm : L, the sub-Gaussian norm of the coordinates of C^T C a, >= 0; see `gaussian_norm`
     delta : probability that the bound fails, in (0, 1)
     constant : the absolute constant c of the Hanson-Wright inequality, > 0; its value is not known
 
     Returns
     -------
-    Scalar, infinite where the denominator of e is not positive and the bound says nothing.
+    Array of the shape of `alpha`, infinite where the denominator of e is not positive and the bound says nothing.
 
     Raises
     ------
@@ -131,7 +176,7 @@ def concentration_bound_as_printed(
 
     Returns
     -------
-    Scalar, infinite where the bound says nothing.
+    Array of the shape of `alpha`, infinite where the bound says nothing.
 
     Raises
     ------

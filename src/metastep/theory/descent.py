@@ -12,7 +12,7 @@ from metastep._errors import InputError, check_count
 from metastep.theory._inputs import check_array, check_scalar, is_concrete, to_common_dtype
 from metastep.theory.citations import source
 
-__all__ = ["largest_rate", "log_contraction"]
+__all__ = ["largest_contracting_rate", "largest_rate", "log_contraction"]
 
 
 @source("metastep", "growth of the distance from a minimum, by running the descent", "derived")
@@ -106,3 +106,44 @@ def largest_rate(
 
     found, _ = jax.lax.fori_loop(0, halvings, halve, (first, last))
     return jnp.where(converges(first), found, jnp.zeros_like(found))
+
+
+@source("metastep", "where descent stops converging, by running it", "derived")
+def largest_contracting_rate(
+    gradient: Callable[[Float[Array, " dim"]], Float[Array, " dim"]],
+    start: ArrayLike,
+    low: ArrayLike,
+    high: ArrayLike,
+    steps: int,
+    halvings: int = 24,
+) -> Float[Array, ""]:
+    """The largest step size at which descent along a linear gradient converges, measured by running it.
+
+    The largest rate with `log_contraction` < 0: for w <- w - rate A w it is 2 / lambda_max(A), if A is positive.
+
+    Parameters
+    ----------
+    gradient : linear, with gradient(0) = 0
+    start : (dim,) where the descent begins, with a share of every direction
+    low, high : rates between which it stops converging, 0 < low < high
+    steps : number of steps of each run, at least 2
+    halvings : the ratio of the ends is known to (high / low)^(2^-halvings) in the end
+
+    Returns
+    -------
+    Scalar, 0 if `low` does not converge.
+
+    Raises
+    ------
+    InputError
+        As for `log_contraction` and `largest_rate`.
+
+    References
+    ----------
+    Derived, to check `max_meta_rate` (Takagi et al.).
+    """
+
+    def converges(rate: Array) -> Array:
+        return log_contraction(gradient, start, rate, steps) < 0
+
+    return largest_rate(converges, low, high, halvings)

@@ -15,6 +15,7 @@ from metastep.theory._inputs import (
     to_common_dtype,
 )
 from metastep.theory._linear import check_determined, factorise, solve_triangular
+from metastep.theory._rates import at_rates, check_rates
 from metastep.theory.citations import source
 from metastep.theory.estimators import limit_rate
 from metastep.theory.grams import contract, gram_power_sums, nonzero_features, second_features
@@ -98,7 +99,7 @@ def distance_gap(
     Parameters
     ----------
     phi : (tasks, shots, dim) features of the training tasks; tasks * shots >= dim
-    alpha : adaptation rate that MAML was trained with
+    alpha : adaptation rates that MAML was trained with, any shape
     eta, steps : step size and number of steps of the adaptation that follows, steps >= 0
     task_var : variance sa2 of every coordinate of the optima, >= 0
     linearised : the first-order form instead of the exact one
@@ -106,13 +107,13 @@ def distance_gap(
 
     Returns
     -------
-    Scalar.
+    Array of the shape of `alpha`.
 
     Raises
     ------
     InputError
         If a shape is wrong, a number is not finite, `task_var` is negative, or the features are
-        dependent to working precision (under jit: an equinox runtime error).
+        dependent to working precision (under jit, or with many rates: an equinox runtime error).
 
     References
     ----------
@@ -121,15 +122,20 @@ def distance_gap(
     """
     train = nonzero_features("phi", phi)
     contraction = _contraction(train, eta, steps, phi_test)
-    train, contraction, rate, variance = to_common_dtype(
-        train, contraction, check_scalar("alpha", alpha), check_variance("task_var", task_var)
+    train, contraction, variance = to_common_dtype(
+        train, contraction, check_variance("task_var", task_var)
     )
+    rates = check_rates("alpha", alpha).astype(train.dtype)
     if linearised:
         slope = _first_order(train, contraction)
-        return -8 * rate * variance / train.shape[1] * slope
-    spread_maml = _spread("distance_gap", train, rate)
-    spread_erm = _spread("distance_gap", train, jnp.zeros_like(rate))
-    return variance * jnp.sum(contraction * (spread_maml - spread_erm))
+        return -8 * rates * variance / train.shape[1] * slope
+    spread_erm = _spread("distance_gap", train, jnp.zeros((), train.dtype))
+    return variance * at_rates(_gap_to, rates, train, contraction, spread_erm)
+
+
+def _gap_to(alpha: Array, train: Array, contraction: Array, spread_erm: Array) -> Array:
+    """tr W_t (spread of MAML's minimiser - that of ERM's)."""
+    return jnp.sum(contraction * (_spread("distance_gap", train, alpha) - spread_erm))
 
 
 def _contraction(

@@ -4,7 +4,7 @@ Nothing here has an axis of the size of the parameters. The model is f(v) = sum_
 the training examples x_j, where k is the tangent kernel and c the coefficients found here.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -276,6 +276,68 @@ def gram_label_aware_rate(
     error, target = error / size, target / size
     change = jnp.einsum("nqk,nk...->nq...", kernel / scale, error, precision="highest")
     return shots / 2 * jnp.sum(target * change) / jnp.sum(change**2) / scale
+
+
+class LossParabola(NamedTuple):
+    """The loss of every task after one inner step as a function of alpha: a parabola, exactly.
+
+    Attributes
+    ----------
+    constant, linear, square : (tasks,) coefficients of 1, alpha and alpha^2
+    """
+
+    constant: Array | np.ndarray
+    linear: Array | np.ndarray
+    square: Array | np.ndarray
+
+    def at(self, alphas: Any) -> Any:
+        """The losses at rates of any shape, (tasks, *shape of alphas), in NumPy if the coefficients are."""
+        constant, linear, square = (
+            part.reshape(part.shape + (1,) * np.ndim(alphas)) for part in self
+        )
+        return constant + linear * alphas + square * alphas**2
+
+
+@source("zou2022", "equation 2.5 after one step, in Gram space", "derived")
+def gram_loss_parabola(
+    cross: ArrayLike, residual: ArrayLike, residual_query: ArrayLike | None = None
+) -> LossParabola:
+    """The mean squared error of every task after `function_space_step`, for all alpha at once.
+
+    (1/m) ||r_t - (2 alpha / K) k_tu r_u||^2 over the m query examples; `gram_label_aware_rate` is where the
+    mean over tasks is least.
+
+    Parameters
+    ----------
+    cross : (tasks, query shots, shots) kernel between query and support examples
+    residual : (tasks, shots) prediction minus label on the support
+    residual_query : (tasks, query shots) on the query; default: the query is the support
+
+    Returns
+    -------
+    LossParabola
+
+    Raises
+    ------
+    InputError
+        If shapes do not match or a number is not finite.
+
+    References
+    ----------
+    Derived from Zou et al. (2022), equations 2.4 and 2.5.
+    """
+    kernel = check_array("cross", cross, "tasks", "query", "shots")
+    tasks, queries, shots = kernel.shape
+    error = check_array("residual", residual, tasks, shots)
+    target = residual if residual_query is None else residual_query
+    before = check_array("residual_query", target, tasks, queries)
+    kernel, error, before = to_common_dtype(kernel, error, before)
+    moved = 2 / shots * contract("nqk,nk->nq", kernel, error)
+    return LossParabola(
+        constant=jnp.mean(before**2, 1),
+        linear=-2 * jnp.mean(before * moved, 1),
+        square=jnp.mean(moved**2, 1),
+    )
 
 
 def _per_example(name: str, value: ArrayLike, tasks: int, examples: int) -> Array:

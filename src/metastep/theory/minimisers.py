@@ -71,6 +71,48 @@ def minimiser(
     return _solve("minimiser", support, labels, query, labels_query, alpha, weights)
 
 
+@source("zou2022", "equation 3.1 as a linear map of the optima", "derived")
+def minimiser_shares(
+    phi: ArrayLike, alpha: ArrayLike = 0.0, *, weights: ArrayLike | None = None
+) -> Array:
+    """How much of every task's optimum the minimiser takes over: w(alpha) = sum_i shares_i a_i.
+
+    shares_i = (sum_j v_j M_j)^-1 v_i M_i,   with weights v_i; they add up to the identity.
+
+    One factorisation for any number of draws of the optima.
+
+    Parameters
+    ----------
+    phi : (tasks, shots, dim) features; tasks * shots >= dim
+    alpha : adaptation rate, any sign
+    weights : (tasks,) weights >= 0, default all 1
+
+    Returns
+    -------
+    (tasks, dim, dim) array.
+
+    Raises
+    ------
+    InputError
+        If a shape is wrong, a number is not finite, a weight is negative, there are fewer examples than
+        features, or the adapted features are dependent to working precision (under jit: an equinox runtime error).
+
+    References
+    ----------
+    Zou et al. (2022), equation 3.1.
+    """
+    features = nonzero_features("phi", phi)
+    check_determined("minimiser_shares", features.shape[0] * features.shape[1], features.shape[2])
+    step = 2 * check_scalar("alpha", alpha).astype(features.dtype) / features.shape[1]
+    root, _ = root_weights(weights, features)
+    adapted = root[..., None] * adapted_features(features, step)
+    rows, triangular = factorise("minimiser_shares", adapted.reshape(-1, features.shape[2]))
+    rows = rows.reshape(features.shape)  # S = R^T R and C_i = Q_i R, so S^-1 M_i = R^-1 Q_i^T C_i
+    products = contract("nkd,nke->dne", rows, adapted)
+    solved = solve_triangular(triangular, products.reshape(features.shape[2], -1))
+    return jnp.swapaxes(solved.reshape(products.shape), 0, 1)
+
+
 def covariance_from_powers(powers: Array, step: ArrayLike) -> Array:
     """S^-1 (sum M_i^2) S^-1, the covariance of the minimiser for optima of covariance I; step = 2 alpha / K.
 

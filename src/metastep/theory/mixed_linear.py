@@ -14,6 +14,7 @@ from metastep.theory._inputs import (
     check_scalar,
     to_common_dtype,
 )
+from metastep.theory._rates import at_rates, check_rates
 from metastep.theory.citations import source
 from metastep.theory.grams import adapted_features, contract, nonzero_features
 
@@ -42,13 +43,13 @@ def minimiser_distance(
     ----------
     phi : (tasks, shots, dim) features of the support examples
     phi_query : (tasks, query shots, dim) features of the query examples
-    alpha : adaptation rate in training, any sign
+    alpha : adaptation rates in training, any shape, any sign
     task_var : variance sa2 of every coordinate of the optima, >= 0
     noise_var : variance s2 of the label noise, >= 0
 
     Returns
     -------
-    Scalar, >= 0.
+    Array of the shape of `alpha`, >= 0.
 
     Raises
     ------
@@ -61,14 +62,20 @@ def minimiser_distance(
     """
     support = nonzero_features("phi", phi)
     query = check_query_features("phi_query", phi_query, support)
-    support, query, rate, spread, noise = to_common_dtype(
+    support, query, spread, noise = to_common_dtype(
         support,
         query,
-        check_scalar("alpha", alpha),
         check_nonnegative("task_var", check_scalar("task_var", task_var)),
         check_nonnegative("noise_var", check_scalar("noise_var", noise_var)),
     )
-    step = 2 * rate / support.shape[1]
+    rates = check_rates("alpha", alpha).astype(support.dtype)
+    return at_rates(_distance_from_mean, rates, support, query, spread, noise)
+
+
+def _distance_from_mean(
+    alpha: Array, support: Array, query: Array, spread: Array, noise: Array
+) -> Array:
+    step = 2 * alpha / support.shape[1]
     adapted = adapted_features(support, step, query)
     gram = contract("nqd,nqe->nde", adapted, adapted)
     between = contract("nqd,nkd->nqk", query, support)

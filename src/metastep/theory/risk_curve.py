@@ -14,6 +14,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
@@ -22,13 +23,18 @@ from metastep.theory._inputs import (
     check_array,
     check_finite,
     check_optima,
+    check_positive_values,
     check_query_features,
+    check_scalar,
     to_common_dtype,
 )
 from metastep.theory._linear import check_determined, condition_limit
 from metastep.theory.citations import source
 from metastep.theory.grams import contract, nonzero_features, second_features, unit_scale
 from metastep.theory.minimisers import check_labelled, root_weights
+
+_GRID = 201  # rates per scan; the same number every time, so that one compiled program serves all
+_SCANS = 3
 
 
 @jax.custom_jvp
@@ -136,6 +142,33 @@ class RiskCurve(eqx.Module):
         """
         weights = check_array("params", params, self.dim).astype(self.factor.dtype)
         return self._map(alphas, _risk_at, weights)
+
+    def best_rate(self, highest: ArrayLike) -> float:
+        """The rate in [0, highest] at which the minimal empirical risk is least.
+
+        A scan of the whole range, then of what surrounds its minimum: the risk over alpha may have several.
+
+        Parameters
+        ----------
+        highest : end of the range, > 0; a few times `limit_rate` holds the minimum of most samples
+
+        Returns
+        -------
+        The rate, to 10^-6 of `highest`. A number, not to be traced or differentiated.
+
+        Raises
+        ------
+        InputError
+            If `highest` is not a finite number above 0.
+        """
+        width = float(check_positive_values("highest", check_scalar("highest", highest)))
+        low = best = 0.0
+        for _ in range(_SCANS):
+            alphas = np.linspace(low, low + width, _GRID)
+            best = float(alphas[int(np.nanargmin(self.risks(alphas)))])
+            width = 2 * width / (_GRID - 1)
+            low = max(0.0, best - width / 2)
+        return best
 
     def _map(self, alphas: ArrayLike, function: Any, *arguments: Array) -> Array:
         rates = check_finite("alphas", as_float_array("alphas", alphas)).astype(self.factor.dtype)

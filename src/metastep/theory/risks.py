@@ -15,8 +15,10 @@ from metastep.theory._inputs import (
     to_common_dtype,
 )
 from metastep.theory._linear import check_determined, factorise, solve_triangular
+from metastep.theory._rates import at_rates, check_rates
 from metastep.theory.citations import source
 from metastep.theory.grams import adapted_features, contract, nonzero_features
+from metastep.theory.minimisers import check_labelled
 
 
 @source("zou2022", "equation 2.5", "as printed")
@@ -71,6 +73,49 @@ def empirical_risk(
         return losses.mean()
     factors = check_weights("weights", weights, support.shape[0]).astype(losses.dtype)
     return jnp.sum(factors * losses) / jnp.sum(factors)
+
+
+@source("zou2022", "equation 2.5, one task at a time and for any labels", "derived")
+def adapted_losses(
+    params: ArrayLike,
+    phi: ArrayLike,
+    labels: ArrayLike,
+    alpha: ArrayLike = 0.0,
+    *,
+    phi_query: ArrayLike | None = None,
+    labels_query: ArrayLike | None = None,
+) -> Array:
+    """Mean squared error of every task after one inner step from `params`: what a standard error needs.
+
+    (1/K_t) ||Phi_t (w - (2 alpha / K) Phi_u^T (Phi_u w - y_u)) - y_t||^2 for every task.
+
+    Parameters
+    ----------
+    params : (dim,) parameters w
+    phi : (tasks, shots, dim) features of the support examples
+    labels : (tasks, shots) their labels
+    alpha : adaptation rate, any sign; 0 gives the losses before adaptation
+    phi_query, labels_query : (tasks, query shots, dim) and (tasks, query shots), or both None
+
+    Returns
+    -------
+    (tasks,) array, >= 0; its mean is `RiskCurve.risks_at` of `risk_curve_from_labels`.
+
+    Raises
+    ------
+    InputError
+        If a shape is wrong, a number is not finite, or only one of `phi_query` and `labels_query` is given.
+
+    References
+    ----------
+    Derived from Zou et al. (2022), equation 2.5; with `phi_query`, H.3.
+    """
+    support, targets, query, query_targets = check_labelled(phi, labels, phi_query, labels_query)
+    start = check_array("params", params, support.shape[2]).astype(support.dtype)
+    step = 2 * check_scalar("alpha", alpha).astype(support.dtype) / support.shape[1]
+    residual = contract("nkd,d->nk", support, start) - targets
+    moved = start - step * contract("nkd,nk->nd", support, residual)
+    return jnp.mean((contract("nqd,nd->nq", query, moved) - query_targets) ** 2, axis=1)
 
 
 @source("zou2022", "equation B.6 (and H.4, support and query apart)", "as printed")
@@ -140,27 +185,32 @@ def average_risk(
     Parameters
     ----------
     phi : (tasks, shots, dim) features of the training tasks; tasks * shots >= dim
-    alpha : adaptation rate, in training and testing
+    alpha : adaptation rates, in training and testing, any shape
     task_var : variance sa2 of every coordinate of the optima, >= 0
     phi_test : (test tasks, test shots, dim) features that stand for the population; default `phi`
 
     Returns
     -------
-    Scalar, >= `limit_risk` of the test features.
+    Array of the shape of `alpha`, >= `limit_risk` of the test features.
 
     Raises
     ------
     InputError
         If a shape is wrong, a number is not finite, `task_var` is negative, there are fewer examples
-        than features, or S is singular to working precision (under jit: an equinox runtime error).
+        than features, or S is singular to working precision (under jit, or with many rates: an equinox runtime
+        error).
 
     References
     ----------
     Zou et al. (2022), equation B.5.
     """
-    scatter, spread, test, variance = _whitened("average_risk", phi, alpha, task_var, phi_test)
-    excess = jnp.sum(scatter * spread)
-    return variance * (excess + jnp.mean(jnp.sum(test**2, axis=(1, 2)))) / test.shape[1]
+    rates, train, test, variance = _checked(phi, alpha, task_var, phi_test)
+    return variance * at_rates(_average_risk, rates, train, test) / test.shape[1]
+
+
+def _average_risk(alpha: Array, train: Array, test: Array) -> Array:
+    scatter, spread, adapted = _whitened("average_risk", train, alpha, test)
+    return jnp.sum(scatter * spread) + jnp.mean(jnp.sum(adapted**2, axis=(1, 2)))
 
 
 @source("zou2022", "the variance that Proposition 1 bounds, for Gaussian optima", "derived")
@@ -178,13 +228,13 @@ def risk_variance(
     Parameters
     ----------
     phi : (tasks, shots, dim) features of the training tasks; tasks * shots >= dim
-    alpha : adaptation rate, in training and testing
+    alpha : adaptation rates, in training and testing, any shape
     task_var : variance sa2 of every coordinate of the Gaussian optima, >= 0
     phi_test : (test tasks, test shots, dim) features that stand for the population; default `phi`
 
     Returns
     -------
-    Scalar, >= 0; it falls as one over the number of training tasks squared.
+    Array of the shape of `alpha`, >= 0; it falls as one over the number of training tasks squared.
 
     Raises
     ------
@@ -195,26 +245,34 @@ def risk_variance(
     ----------
     Derived for the setting of Zou et al. (2022), Proposition 1.
     """
-    scatter, spread, test, variance = _whitened("risk_variance", phi, alpha, task_var, phi_test)
+    rates, train, test, variance = _checked(phi, alpha, task_var, phi_test)
+    return 2 * (variance / test.shape[1]) ** 2 * at_rates(_risk_variance, rates, train, test)
+
+
+def _risk_variance(alpha: Array, train: Array, test: Array) -> Array:
+    scatter, spread, _ = _whitened("risk_variance", train, alpha, test)
     product = scatter @ spread
-    return 2 * (variance / test.shape[1]) ** 2 * jnp.sum(product * product.T)
+    return jnp.sum(product * product.T)
 
 
-def _whitened(
-    function: str, phi: ArrayLike, alpha: ArrayLike, task_var: ArrayLike, phi_test: ArrayLike | None
+def _checked(
+    phi: ArrayLike, alpha: ArrayLike, task_var: ArrayLike, phi_test: ArrayLike | None
 ) -> tuple[Array, Array, Array, Array]:
-    """R^-T Mbar R^-1 and R^-T (sum M^2) R^-1 with S = R^T R, the adapted test features, and sa2."""
+    """Rates, features of training and test tasks, and sa2."""
     train = nonzero_features("phi", phi)
     test = train
     if phi_test is not None:
         test = check_array("phi_test", phi_test, "test tasks", "test shots", train.shape[2])
-    train, test, rate, variance = to_common_dtype(
-        train, test, check_scalar("alpha", alpha), check_variance("task_var", task_var)
-    )
-    triangular, spread = squared_sum(function, train, rate)
-    adapted = adapted_features(test, 2 * rate / test.shape[1])
+    train, test, variance = to_common_dtype(train, test, check_variance("task_var", task_var))
+    return check_rates("alpha", alpha).astype(train.dtype), train, test, variance
+
+
+def _whitened(function: str, train: Array, alpha: Array, test: Array) -> tuple[Array, Array, Array]:
+    """R^-T Mbar R^-1 and R^-T (sum M^2) R^-1 with S = R^T R, and the adapted test features."""
+    triangular, spread = squared_sum(function, train, alpha)
+    adapted = adapted_features(test, 2 * alpha / test.shape[1])
     rows = solve_triangular(triangular, adapted.reshape(-1, test.shape[2]).T, transpose=True)
-    return rows @ rows.T / test.shape[0], spread, adapted, variance
+    return rows @ rows.T / test.shape[0], spread, adapted
 
 
 def squared_sum(function: str, phi: Array, alpha: Array) -> tuple[Array, Array]:

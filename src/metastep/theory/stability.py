@@ -30,7 +30,13 @@ from metastep.theory._inputs import (
 from metastep.theory.citations import source
 from metastep.theory.grams import unit_scale
 
-__all__ = ["max_adaptation_rate", "max_meta_rate", "meta_hessian", "negative_gradient_penalty"]
+__all__ = [
+    "max_adaptation_rate",
+    "max_meta_rate",
+    "meta_hessian",
+    "negative_gradient_penalty",
+    "one_step_loss",
+]
 
 MetaForm = Literal["exact", "simplified", "taylor"]
 
@@ -202,6 +208,44 @@ def negative_gradient_penalty(
     squared_norm = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient))
     rate = check_scalar("alpha", alpha).astype(value.dtype)
     return value - _TRUNCATED[form] * rate / 2 * squared_norm
+
+
+@source("finn2017", "meta-objective of one inner step on one batch of data", "as printed")
+@source("takagi", "negative gradient penalty", "as printed", "form='simplified'")
+@source("metastep", "first-order expansion of the MAML loss", "derived", "form='taylor'")
+def one_step_loss(
+    loss: Loss, params: Params, alpha: Float[ArrayLike, ""], form: MetaForm = "exact"
+) -> Scalar:
+    """The loss whose descent `max_meta_rate` speaks of; at a minimum of L its Hessian is M(alpha).
+
+        L(w - alpha grad L(w))   (exact);   `negative_gradient_penalty`   (simplified, taylor)
+
+    Parameters
+    ----------
+    loss : L, parameters to a scalar
+    params : pytree of floating-point arrays, w
+    alpha : () adaptation rate, any sign
+    form : "exact", "simplified" or "taylor"; see the module's head
+
+    Returns
+    -------
+    () the loss.
+
+    Raises
+    ------
+    InputError
+        When alpha is not a finite number or `form` is unknown.
+
+    References
+    ----------
+    Finn et al. (2017), equation 1 with one batch; Takagi et al., MAML as negative gradient penalty.
+    """
+    check_choice("form", form, _FORMS)
+    if form != "exact":
+        return negative_gradient_penalty(loss, params, alpha, form)
+    rate = check_scalar("alpha", alpha)
+    gradient = jax.grad(loss)(params)
+    return loss(jax.tree.map(lambda w, g: w - rate.astype(w.dtype) * g, params, gradient))
 
 
 def _spectrum(eigenvalues: Float[ArrayLike, "..."]) -> Array:

@@ -99,12 +99,12 @@ def two_layer_network(
 @source("zou2022", "(H.17), Gram matrix of the tangent features", "as printed")
 def two_layer_tangent_gram(
     network: TwoLayerNetwork,
-    x: Float[ArrayLike, "examples inputs"],
-    other: Float[ArrayLike, "others inputs"] | None = None,
+    x: Float[ArrayLike, "*tasks examples inputs"],
+    other: Float[ArrayLike, "*tasks others inputs"] | None = None,
     *,
     chunk: int = 1024,
-) -> Float[Array, "examples others"]:
-    """Tangent kernel of a two-layer network between two sets of inputs.
+) -> Float[Array, "*tasks examples others"]:
+    """Tangent kernel of a two-layer network between two sets of inputs, or between those of every task.
 
         k(x, x') = R R'^T + 1 + (D D'^T) o (x x'^T + 1),   R = relu(Z), D = 1[Z > 0] w2, Z = x W1^T
         + b1
@@ -112,14 +112,14 @@ def two_layer_tangent_gram(
     Parameters
     ----------
     network : weights at which the tangent is taken
-    x : (examples, inputs)
-    other : (others, inputs) x'; x itself when left out
+    x : (examples, inputs), or (tasks, examples, inputs) for the kernel within every task
+    other : (others, inputs) or (tasks, others, inputs), x'; x itself when left out
     chunk : hidden units handled at a time; the working memory is about
-        4 (examples + others) chunk numbers
+        4 (examples + others) chunk numbers, of one task at a time
 
     Returns
     -------
-    (examples, others) Gram matrix k, equal to Psi(x) Psi(x')^T.
+    (examples, others) or (tasks, examples, others) Gram matrix k, equal to Psi(x) Psi(x')^T.
 
     Raises
     ------
@@ -131,10 +131,25 @@ def two_layer_tangent_gram(
     Zou et al. (2022), (H.16)-(H.17) define the features Psi; the closed form of their Gram matrix
     is derived here.
     """
-    network, points = _check_network(network, x)
+    axes = ("tasks", "examples") if jnp.ndim(x) == 3 else ("examples",)
+    network, points = _check_network(network, x, *axes)
     others = points
     if other is not None:
-        others = check_array("other", other, "others", points.shape[1]).astype(points.dtype)
+        tasks, inputs = points.shape[:-2], points.shape[-1]
+        others = check_array("other", other, *tasks, "others", inputs).astype(points.dtype)
+    units = _chunks(network, chunk)
+    if len(axes) == 2:
+        return _grams_of_tasks(units, points, others)
+    return _gram(units, points, others)
+
+
+@jax.jit
+def _grams_of_tasks(units: TwoLayerNetwork, points: Array, others: Array) -> Array:
+    return jax.lax.map(lambda task: _gram(units, *task), (points, others))
+
+
+def _gram(units: TwoLayerNetwork, points: Array, others: Array) -> Array:
+    """The kernel between two batches, from chunks of hidden units."""
     start = jnp.zeros((len(points), len(others)), points.dtype)
 
     def add_units(
@@ -143,7 +158,7 @@ def two_layer_tangent_gram(
         (left, left_slopes), (right, right_slopes) = _unit_features(units, points, others)
         return (sums[0] + left @ right.T, sums[1] + left_slopes @ right_slopes.T), None
 
-    (of_outputs, of_slopes), _ = jax.lax.scan(add_units, (start, start), _chunks(network, chunk))
+    (of_outputs, of_slopes), _ = jax.lax.scan(add_units, (start, start), units)
     return of_outputs + 1 + of_slopes * (points @ others.T + 1)
 
 
@@ -175,7 +190,7 @@ def two_layer_tangent_moments(
     ----------
     Zou et al. (2022), (H.15) and the text after (H.17).
     """
-    network, points = _check_network(network, x)
+    network, points = _check_network(network, x, "examples")
     zero = jnp.zeros((), points.dtype)
 
     def add_units(
@@ -193,7 +208,7 @@ def two_layer_tangent_moments(
 
 
 def _check_network(
-    network: TwoLayerNetwork, x: Float[ArrayLike, "examples inputs"]
+    network: TwoLayerNetwork, x: Float[ArrayLike, "*axes inputs"], *axes: str
 ) -> tuple[TwoLayerNetwork, Array]:
     hidden = check_array("network.hidden", network.hidden, "width", "inputs")
     width, inputs = hidden.shape
@@ -202,7 +217,7 @@ def _check_network(
         check_array("network.hidden_bias", network.hidden_bias, width),
         check_array("network.output", network.output, width),
         check_array("network.output_bias", network.output_bias),
-        check_array("x", x, "examples", inputs),
+        check_array("x", x, *axes, inputs),
     )
     return TwoLayerNetwork(*arrays[:4]), arrays[4]
 

@@ -9,7 +9,7 @@ from metastep.train.config import PRESETS, ProblemConfig, TaskConfig, TrainConfi
 from metastep.train.crew import Crew, CrewConfig, join
 from metastep.train.devices import make_mesh
 from metastep.train.edges import measure_edges, predict_limits
-from metastep.train.evaluate import Evaluation, evaluate, predict
+from metastep.train.evaluate import Evaluation, evaluate, losses_at_rates, predict
 from metastep.train.folder import RunFolder
 from metastep.train.learner import Learner, side_by_side
 from metastep.train.loop import Observer, Outcome, Schedule, run_loop
@@ -67,6 +67,7 @@ __all__ = [
     "keep_freed_memory",
     "load_run",
     "load_tasks",
+    "losses_at_rates",
     "make_mesh",
     "map_of_problem",
     "measure_edges",

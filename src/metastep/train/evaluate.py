@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from metastep._errors import check_count
+from metastep._errors import InputError, check_count
 from metastep._records import Estimate
 from metastep._types import Episode, Params, Rate
 from metastep.adapt import HALVINGS, adapt_halving
@@ -219,3 +219,33 @@ def evaluate(
         for step in range(steps + 1)
     ]
     return Evaluation(num_tasks, transductive, curve)
+
+
+def losses_at_rates(
+    learner: Learner, params: Params, alphas: Float[Array, " alphas"], episodes: Episode
+) -> Float[Array, "alphas tasks"]:
+    """Query loss of every task after the inner loop at every rate: how one start does at rates of others.
+
+    All rates are judged on the same tasks, so that differences between them are paired. Pure, to be compiled
+    by the caller; one rate after the other, in the memory of one.
+
+    Parameters
+    ----------
+    learner : model, loss and inner loop; its own rate is not used
+    params : the initialisation that is judged
+    alphas : (alphas,) adaptation rates, any sign
+    episodes : with a leading axis of tasks, as `batch_of_episodes` gives them
+
+    Raises
+    ------
+    InputError
+        If `alphas` has another rank.
+    """
+    rates = jnp.asarray(alphas)
+    if rates.ndim != 1:
+        raise InputError(f"alphas has shape {rates.shape}; it must have one axis, (alphas,)")
+
+    def at_rate(alpha: Array) -> Array:
+        return jax.vmap(lambda episode: learner.query_loss(params, episode, alpha))(episodes)
+
+    return jax.lax.map(at_rate, rates)
