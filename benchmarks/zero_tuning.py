@@ -217,10 +217,18 @@ def summarise(name: str, found: dict[str, Any]) -> list[dict]:
                 "median": float(np.median(list(means.values()))), "cells": len(means),
                 "ours_over_best": float(ratios.mean()), "ci95_over_seeds": interval(ratios),
                 "seeds": len(seeds),
+                "halved": _share_halved(list(ours.values()), FAMILIES[name].test_tasks),
                 "rehearsed": float(np.mean([row.get("rehearsed_steps", 0) for row in ours.values()])) / budget,
             }
         )  # fmt: skip
     return rows
+
+
+def _share_halved(rows: list[dict], test_tasks: int) -> float | None:
+    """Share of held-out tasks that adapted at lower rates; None for rows from before that was done."""
+    if not all("halved" in row for row in rows):
+        return None
+    return float(np.mean([row["halved"] for row in rows])) / test_tasks
 
 
 def _loss(row: dict) -> float:
@@ -278,16 +286,18 @@ def show(rows: list[dict]) -> None:
     """Print the table, in Markdown."""
     print(
         "| family | meta-steps | nothing given | best cell | ratio | median cell | the best cell is | seeds "
-        "| rehearsed |\n|---|---|---|---|---|---|---|---|---|"
+        "| rehearsed | halved |\n|---|---|---|---|---|---|---|---|---|---|"
     )
     for row in rows:
         optimizer, alpha, meta_lr = row["best_cell"]
         spread = "" if row["ci95_over_seeds"] is None else f" ± {row['ci95_over_seeds']:.2f}"
+        halved = "" if row["halved"] is None else f"{row['halved']:.1%}"
         border = ", on the border" if row["on_border"] else ""
         print(
             f"| {row['family']} | {row['budget']:,d} | {row['ours']:.4g} | {row['best']:.4g} "
             f"| **{row['ours_over_best']:.2f}**{spread} | {row['median']:.4g} "
-            f"| {optimizer}, alpha {alpha:.3g}, beta {meta_lr:g}{border} | {row['seeds']} | {row['rehearsed']:.0%} |"
+            f"| {optimizer}, alpha {alpha:.3g}, beta {meta_lr:g}{border} | {row['seeds']} | {row['rehearsed']:.0%} "
+            f"| {halved} |"
         )
 
 
