@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from metastep._kept import kept_jit
 from metastep.rates import RATES
 from metastep.train.build import build_learner
 from metastep.train.config import TrainConfig
@@ -111,7 +112,9 @@ def rehearsal(
     keys, advance = split_keys(config.seed), compile_advance(learner)
     start = initial_state(learner, keys["parameters"], steps)
     judged = max(steps // 3, 1)
-    scaled = jax.jit(lambda *given: learner.rate.scaled(*given))  # op by op, each would be compiled
+    scaled = kept_jit(
+        lambda *given: learner.rate.scaled(*given)
+    )  # op by op, each would be compiled
 
     def train_until(state: TrainState, until: int, every: int) -> tuple[TrainState, Rows]:
         return advance.with_rows(task_set.splits.train, keys["rates"], state, until, every)[:2]
