@@ -5,6 +5,7 @@ small network takes longer than loading what was compiled. Here a program is fou
 StableHLO (`jax.export`), and then handed to JAX, which compiles it or finds it compiled.
 """
 
+import dataclasses
 import hashlib
 import os
 import pickle
@@ -85,7 +86,7 @@ class _Program:
     def __init__(self, exported: bytearray, results: Any):
         from jax import export
 
-        self.call = jax.jit(export.deserialize(exported).call)
+        self.call = jax.jit(_light(export.deserialize(exported)).call)
         self.results = jax.tree.structure(results)
 
     def __call__(self, *arguments: Any) -> Any:
@@ -93,6 +94,20 @@ class _Program:
 
     def lower(self, *arguments: Any) -> Any:
         return self.call.lower(*jax.tree.leaves(arguments))
+
+
+def _light(exported: Any) -> Any:
+    """A program that is called without loading LAPACK, if it has no use for it.
+
+    JAX gets LAPACK ready for all that was exported for CPUs, which imports scipy: a tenth of a start. So the program
+    does not say that it is for CPUs, and is not asked; `_key` has the platform.
+    """
+    from jax import export
+
+    if exported.platforms != ("cpu",) or b"lapack" in exported.mlir_module_serialized:
+        return exported
+    unchecked = *exported.disabled_safety_checks, export.DisabledSafetyCheck.platform()
+    return dataclasses.replace(exported, platforms=("any",), disabled_safety_checks=unchecked)
 
 
 def _read(path: Path) -> _Program | None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from metastep import _kept
 from metastep._kept import keep_programs, kept_jit
@@ -131,6 +132,15 @@ def test_within_a_traced_function_and_lowered_it_is_a_jitted_one(folder):
     assert jax.jit(lambda x: kept_jit(total)(x) + 1)(X) == jnp.sum(X) + 1
     assert not folder.exists()
     assert "stablehlo" in kept_jit(total).lower(jax.ShapeDtypeStruct(X.shape, X.dtype)).as_text()
+
+
+def test_linear_algebra_is_there_for_programs_that_call_it(folder):
+    matrix = jnp.diag(X) + 0.01
+    np.testing.assert_array_equal(
+        kept_jit(jnp.linalg.cholesky)(matrix), jnp.linalg.cholesky(matrix)
+    )
+    for function, platforms in ((jnp.linalg.cholesky, ("cpu",)), (jnp.sin, ("any",))):
+        assert _kept._light(export.export(jax.jit(function))(matrix)).platforms == platforms
 
 
 def test_the_oldest_programs_make_room(folder, monkeypatch):
