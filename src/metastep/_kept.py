@@ -90,7 +90,9 @@ class _Program:
         self.results = jax.tree.structure(results)
 
     def __call__(self, *arguments: Any) -> Any:
-        return jax.tree.unflatten(self.results, self.call(*jax.tree.leaves(arguments)))
+        # Results are tied to their device, and JAX compiles anew for other ties: so all arguments are tied to it.
+        leaves = jax.device_put(jax.tree.leaves(arguments), jax.devices()[0])
+        return jax.tree.unflatten(self.results, self.call(*leaves))
 
     def lower(self, *arguments: Any) -> Any:
         return self.call.lower(*jax.tree.leaves(arguments))

@@ -134,6 +134,14 @@ def test_within_a_traced_function_and_lowered_it_is_a_jitted_one(folder):
     assert "stablehlo" in kept_jit(total).lower(jax.ShapeDtypeStruct(X.shape, X.dtype)).as_text()
 
 
+def test_results_as_arguments_do_not_compile_anew(folder):
+    program = kept_jit(jnp.sin)
+    program(program(X))
+    program(np.asarray(X))
+    (one,) = program.programs.values()
+    assert one.call._cache_size() == 1
+
+
 def test_linear_algebra_is_there_for_programs_that_call_it(folder):
     matrix = jnp.diag(X) + 0.01
     np.testing.assert_array_equal(
