@@ -1,13 +1,26 @@
 """Rehearsals: the climb over rates, and that the rate chosen is the one whose short training went best."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
+import scipy.special
 
 from metastep.train import TrainConfig, choose_rates, load_tasks
+from metastep.train.build import build_learner
 from metastep.train.config import fill_defaults
-from metastep.train.rehearse import clearly_better, climb, rehearsal_length, rehearse
+from metastep.train.problem import split_keys
+from metastep.train.rehearse import (
+    clearly_better,
+    climb,
+    rehearsal,
+    rehearsal_length,
+    rehearse,
+    student_quantile,
+)
+from metastep.train.state import Window, initial_state
+from metastep.train.step import compile_advance
 
 NOISE = np.exp(np.random.default_rng(0).normal(size=6))  # of the tasks, which all rates see alike
 
@@ -63,6 +76,17 @@ def test_noise_alone_is_mistaken_for_progress_as_often_as_stated():
     assert wins <= 75
 
 
+@pytest.mark.parametrize("degrees", [1, 2, 3, 5, 6, 32, 65])
+@pytest.mark.parametrize("level", [0.5, 0.75, 0.95, 0.999])
+def test_the_quantile_of_students_t_is_that_of_scipy(level, degrees):
+    expected = scipy.special.stdtrit(degrees, level)
+    assert student_quantile(level, degrees) == pytest.approx(expected, rel=1e-10, abs=1e-12)
+
+
+def test_one_meta_step_has_no_scatter_to_judge_by():
+    assert math.isnan(student_quantile(0.95, 0))
+
+
 def config(**changes) -> TrainConfig:
     options = {
         "tasks": "sinusoid", "hidden": (8,), "shots": 4, "tasks_per_step": 3, "iterations": 2_000,
@@ -105,6 +129,21 @@ def test_a_rate_far_too_high_is_found_out_and_the_rehearsals_can_be_repeated():
     # 30 explodes: the curvature of a sinusoid's loss is far above 1.
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert found.chosen == rows[-1]["alpha"]
+
+
+def test_what_is_judged_are_the_losses_of_the_last_third_step_by_step():
+    # The longest rehearsal judges 66 meta-steps, more than the rows of one dispatch; a run row by row is the oracle.
+    options, steps = config(iterations=20_000), 200
+    tasks, keys = load_tasks(options), split_keys(options.seed)
+    losses = rehearsal(options, tasks, 0.03, 3e-2, steps)(0.03)
+    learner = build_learner(options, tasks.description, 0.03, 3e-2)
+    advance, state = compile_advance(learner), initial_state(learner, keys["parameters"], steps)
+    expected = []
+    for until in range(1, steps + 1):
+        state = advance(tasks.splits.train, keys["rates"], state, until)
+        expected.append(float(state.window.loss))
+        state = dataclasses.replace(state, window=Window.empty())
+    assert losses.tolist() == expected[-66:]
 
 
 def test_the_record_says_what_was_tried_and_what_was_taken():

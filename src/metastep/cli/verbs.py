@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -11,6 +12,7 @@ import tyro
 
 from metastep import datasets
 from metastep._errors import DivergenceError, InputError, check_count, check_positive
+from metastep._kept import keep_programs
 from metastep._records import to_plain, write_json
 from metastep.cli.endings import show, write_report
 from metastep.cli.options import (
@@ -57,16 +59,20 @@ def parse(options: type[Options], name: str, arguments: Sequence[str]) -> Option
 
 
 def settle_process() -> None:
-    """What a process of ours keeps: freed memory, and compiled programs from one start to the next.
+    """What a process of ours keeps: freed memory, and programs, traced and compiled, from one start to the next.
 
-    JAX's own environment variables win, and so do the allocator's.
+    JAX's own environment variables win, and so do the allocator's. METASTEP_KEEP_PROGRAMS=0 has all traced anew.
     """
     keep_freed_memory()
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
+    compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if compiled is None:
+        compiled = str(cache_root() / "compiled")
+        jax.config.update("jax_compilation_cache_dir", compiled)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        # Most of a start's compiling is programs of a few tenths of a second, which JAX would not keep.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        # Much of a start's compiling is programs of hundredths of a second, which JAX would not keep.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if compiled and "://" not in compiled and os.environ.get("METASTEP_KEEP_PROGRAMS") != "0":
+        keep_programs(Path(compiled) / "programs")
 
 
 def rates(arguments: list[str]) -> None:

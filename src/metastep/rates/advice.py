@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from metastep._errors import check_count
+from metastep._kept import kept_jit
 from metastep._types import Episode, Params
 from metastep.models import Objective
 from metastep.rates.estimates import RatioEstimate, ratio_estimate
@@ -109,17 +110,18 @@ def advise_rates(
     """
     check_count("num_tasks", num_tasks, minimum=2)
     few = min(num_tasks, _CHECKED_TASKS)
-    keys, few_keys, probe_keys = _keys(key, num_tasks, few)
+    # Op by op, each would be compiled.
+    keys, few_keys, probe_keys = kept_jit(partial(_keys, num_tasks, few))(key)
 
     def over_tasks(function: Callable, keys: PRNGKeyArray, *rest):
         """function(params, episode, ...) for the tasks of these keys, on the host."""
 
-        @jax.jit
-        def compute(params, keys, rest):
+        @kept_jit
+        def compute(params, family, keys, rest):
             one = lambda of_task: function(params, family.sample(of_task[0]), *of_task[1:])  # noqa: E731
             return jax.lax.map(one, (keys, *rest), batch_size=tasks_at_once or keys.shape[0])
 
-        return jax.device_get(compute(params, keys, rest))
+        return jax.device_get(compute(params, family, keys, rest))
 
     def on_query_and_support(p: Params, episode: Episode) -> tuple[AwareTerms, AwareTerms]:
         terms = partial(label_aware_terms, objective, p, restrict=restrict)
@@ -145,8 +147,7 @@ def advise_rates(
     return _advice(estimate, support, label_free, aware, free, curve, num_tasks)
 
 
-@partial(jax.jit, static_argnums=(1, 2))  # op by op, each would be compiled
-def _keys(key: PRNGKeyArray, num_tasks: int, few: int) -> tuple[PRNGKeyArray, ...]:
+def _keys(num_tasks: int, few: int, key: PRNGKeyArray) -> tuple[PRNGKeyArray, ...]:
     """Those of all tasks, of the first few, and of their probes."""
     task_key, probe_key = jax.random.split(key)
     keys = jax.random.split(task_key, num_tasks)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
+from metastep._kept import kept_jit
 from metastep._trees import group_size
 from metastep._types import Episode, MetaParams, Params, Rate
 from metastep.adapt import GradientAdapter
@@ -70,6 +72,15 @@ def loss_after(
 ) -> Array:
     """Query loss after the inner loop: the meta-objective of one task."""
     return objective(adapted(objective, adapter, params, episode, alpha), episode.query)
+
+
+# One for each model, so that whoever asks for the parameters it starts with has the same program.
+_kept_init = lru_cache(maxsize=8)(kept_jit)
+
+
+def first_parameters(model: Model, key: PRNGKeyArray) -> Params:
+    """The parameters a model starts with."""
+    return _kept_init(model.init)(key)
 
 
 # On CPU, dense models lose up to half of their speed once the tasks side by side leave the cache.

@@ -56,7 +56,7 @@ def _episode(family: AbstractTaskFamily) -> Any:
     """The shapes of an episode."""
     name = f"{type(family).__name__}.sample"
     with telling(name):
-        episode = jax.eval_shape(family.sample, jax.random.key(0))
+        episode = jax.eval_shape(lambda: family.sample(jax.random.key(0)))
     if not isinstance(episode, Episode):
         raise InputError(f"{name} gives {type(episode).__name__}; it must give an Episode")
     return episode

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ import numpy as np
 
 from metastep import datasets
 from metastep._errors import DataError, InputError
+from metastep._kept import kept_jit
 from metastep._types import Params
 from metastep.adapt import GradientAdapter
 from metastep.metagrad import AbstractMetaGradient, Exact, algorithm
@@ -34,6 +35,7 @@ from metastep.train.config import (
     default_steps,
     fill_defaults,
 )
+from metastep.train.learner import first_parameters
 from metastep.train.own import (
     in_words,
     own_loss,
@@ -281,10 +283,14 @@ def fingerprint(config: ProblemConfig, task_set: TaskSet) -> str:
 
 def split_keys(seed: int) -> dict[str, jax.Array]:
     """One independent key for each use of randomness, named once."""
-    return _split(seed)
+    return _kept_split(seed)()
 
 
-@partial(jax.jit, static_argnums=0)  # op by op, each would be compiled
+@lru_cache(maxsize=8)
+def _kept_split(seed: int) -> Callable[[], dict[str, jax.Array]]:
+    return kept_jit(partial(_split, seed))  # op by op, each would be compiled
+
+
 def _split(seed: int) -> dict[str, jax.Array]:
     names = ("parameters", "rates", "training", "validation", "test", "examples")
     return dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
@@ -292,7 +298,7 @@ def _split(seed: int) -> dict[str, jax.Array]:
 
 def starting_parameters(model: Model, seed: int) -> Params:
     """The parameters that a run of that seed starts from."""
-    return jax.jit(model.init)(split_keys(seed)["parameters"])
+    return first_parameters(model, split_keys(seed)["parameters"])
 
 
 def as_float(x: np.ndarray) -> np.ndarray:

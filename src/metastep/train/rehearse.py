@@ -11,16 +11,18 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from metastep._kept import kept_jit
 from metastep.rates import RATES
 from metastep.train.build import build_learner
 from metastep.train.config import TrainConfig
 from metastep.train.problem import TaskSet, split_keys
-from metastep.train.state import HEALTHY, TrainState, Window, initial_state
-from metastep.train.step import compile_advance
+from metastep.train.state import HEALTHY, TrainState, initial_state
+from metastep.train.step import Rows, compile_advance
 
 # Rehearsed rates are this far apart, at most so many of them, and the next one must be better by this share and at
 # this level of a one-sided test.
@@ -110,19 +112,24 @@ def rehearsal(
     keys, advance = split_keys(config.seed), compile_advance(learner)
     start = initial_state(learner, keys["parameters"], steps)
     judged = max(steps // 3, 1)
+    scaled = kept_jit(
+        lambda *given: learner.rate.scaled(*given)
+    )  # op by op, each would be compiled
 
-    def train_until(state: TrainState, until: int) -> TrainState:
-        state = dataclasses.replace(state, window=Window.empty())
-        return advance(task_set.splits.train, keys["rates"], state, jnp.asarray(until))
+    def train_until(state: TrainState, until: int, every: int) -> tuple[TrainState, Rows]:
+        return advance.with_rows(task_set.splits.train, keys["rates"], state, until, every)[:2]
 
     def trial(rate: float) -> np.ndarray:
-        factor = jnp.asarray(rate / alpha, float)
-        meta, rate_state = learner.rate.scaled(start.meta, start.rate_state, factor)
+        factor = np.asarray(rate / alpha, jnp.result_type(float))
+        meta, rate_state = scaled(start.meta, start.rate_state, factor)
         state = dataclasses.replace(start, meta=meta, rate_state=rate_state)
-        state, losses = train_until(state, steps - judged), []
-        for until in range(steps - judged + 1, steps + 1):
-            state = train_until(state, until)
-            losses.append(float(state.window.loss))
+        # A row at the end of what is not judged, so that the window of the first that is judged begins there.
+        done, losses = steps - judged, []
+        state, rows = train_until(state, done, max(done, 1))
+        while done < steps and int(state.failure) == HEALTHY:
+            done = min(done + rows.room, steps)
+            state, rows = train_until(state, done, 1)
+            losses.extend(jax.device_get(rows).taken().window.loss.tolist())
         failed = int(state.failure) != HEALTHY or int(state.incidents.count) > 0
         return np.full(judged, math.inf) if failed else np.array(losses)
 
@@ -157,10 +164,37 @@ def clearly_better(losses: np.ndarray, others: np.ndarray) -> bool:
     """
     if not np.isfinite(losses).all() or not np.isfinite(others).all():
         return bool(np.isfinite(losses).all())
-    from scipy.special import stdtrit  # half a second that a run without rehearsals does not pay
-
     smallest = np.finfo(float).tiny
     gains = np.log(np.maximum(others, smallest)) - np.log(np.maximum(losses, smallest))
-    quantile = stdtrit(len(gains) - 1, 1 - _LEVEL)
+    quantile = student_quantile(1 - _LEVEL, len(gains) - 1)
     scatter = quantile * np.std(gains, ddof=1) / math.sqrt(len(gains))
     return bool(np.mean(gains) > max(scatter, -math.log1p(-_MARGIN)))
+
+
+def student_quantile(level: float, degrees: int) -> float:
+    """t with P(T <= t) = level, for Student's T with whole degrees of freedom and level in [0.5, 1).
+
+        P(|T| < t) = A(theta), theta = atan(t / sqrt(degrees))
+
+    A is a finite series, and is solved by bisection. `scipy.special.stdtrit` is the same, but importing it would
+    take a twentieth of the time in which a run starts. NaN without degrees of freedom.
+
+    References
+    ----------
+    Abramowitz and Stegun (1964), equations 26.7.3 and 26.7.4, as printed.
+    """
+    low, high = 0.0, math.pi / 2
+    while low < (theta := (low + high) / 2) < high:
+        low, high = (theta, high) if _within(theta, degrees) < 2 * level - 1 else (low, theta)
+    return math.sqrt(degrees) * math.tan(low) if degrees else math.nan
+
+
+def _within(theta: float, degrees: int) -> float:
+    """P(|T| < sqrt(degrees) tan(theta))."""
+    odd = degrees % 2
+    total, term = 0.0, math.cos(theta) ** odd
+    for number in range(odd, degrees - 1, 2):
+        total += term
+        term *= (number + 1) / (number + 2) * math.cos(theta) ** 2
+    total *= math.sin(theta)
+    return 2 / math.pi * (theta + total) if odd else total

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from metastep._kept import kept_jit
 from metastep._types import MetaParams, Params
 from metastep.rates import Trend
-from metastep.train.learner import Learner
+from metastep.train.learner import Learner, first_parameters
 
 HEALTHY, INNER_LOOP, OUTER_LOOP = 0, 1, 2
 
@@ -139,10 +140,9 @@ def initial_state(learner: Learner, key: PRNGKeyArray, horizon: int = 0) -> Trai
     key : of the initial parameters
     horizon : meta-steps that the schedule of the meta rate is spread over; of no account if that is constant
     """
-    params = jax.jit(learner.model.init)(key)  # the program by which the rates were measured, too
-    return jax.jit(lambda params: without_weak_types(_initial_state(learner, params, horizon)))(
-        params
-    )
+    params = first_parameters(learner.model, key)
+    begin = kept_jit(lambda params: without_weak_types(_initial_state(learner, params, horizon)))
+    return begin(params)
 
 
 def _initial_state(learner: Learner, params: Params, horizon: int) -> TrainState:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from metastep._kept import kept_jit
 from metastep._trees import norm
 from metastep._types import Episode, MetaParams
 from metastep.metagrad import TaskGradient, TaskOutcome
@@ -333,9 +334,9 @@ def compile_advance(learner: Learner) -> Advance:
             until: Int[Array, ""],
             every: Int[Array, ""],
         ) -> tuple[TrainState, Rows, Row]:
-            return advance_with_rows(learner, family, key, state, until, every)
+            return advance_with_rows(parts, family, key, state, until, every)
 
-        _RECENT[:] = [(parts, Advance(jax.jit(run)))]
+        _RECENT[:] = [(parts, Advance(kept_jit(run)))]
     return _RECENT[0][1]
 
 
