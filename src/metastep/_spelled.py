@@ -86,9 +86,8 @@ def _name(value: Any) -> str:
     package = module.partition(".")[0]
     if package not in PACKAGES and package not in sys.stdlib_module_names:
         raise UnspellableError(f"{value}, which is from {module}")
-    if package == "__main__" or module.startswith(
-        "equinox.nn"
-    ):  # the user's choice of layers, some warned of
+    # Layers are the user's choice, and some of them are warned of while they are traced.
+    if package == "__main__" or module.startswith("equinox.nn"):
         raise UnspellableError(f"{value}, which is the user's")
     return f"{module}.{value.__qualname__}"
 

@@ -112,9 +112,8 @@ def rehearsal(
     keys, advance = split_keys(config.seed), compile_advance(learner)
     start = initial_state(learner, keys["parameters"], steps)
     judged = max(steps // 3, 1)
-    scaled = kept_jit(
-        lambda *given: learner.rate.scaled(*given)
-    )  # op by op, each would be compiled
+    # Op by op, each would be compiled.
+    scaled = kept_jit(lambda *given: learner.rate.scaled(*given))
 
     def train_until(state: TrainState, until: int, every: int) -> tuple[TrainState, Rows]:
         return advance.with_rows(task_set.splits.train, keys["rates"], state, until, every)[:2]
