@@ -217,6 +217,7 @@ def summarise(name: str, found: dict[str, Any]) -> list[dict]:
                 "median": float(np.median(list(means.values()))), "cells": len(means),
                 "ours_over_best": float(ratios.mean()), "ci95_over_seeds": interval(ratios),
                 "seeds": len(seeds),
+                "plain": float(np.mean([_loss({"loss": row.get("plain_loss")}) for row in ours.values()])),
                 "halved": _share_halved(list(ours.values()), FAMILIES[name].test_tasks),
                 "rehearsed": float(np.mean([row.get("rehearsed_steps", 0) for row in ours.values()])) / budget,
             }
@@ -286,18 +287,19 @@ def show(rows: list[dict]) -> None:
     """Print the table, in Markdown."""
     print(
         "| family | meta-steps | nothing given | best cell | ratio | median cell | the best cell is | seeds "
-        "| rehearsed | halved |\n|---|---|---|---|---|---|---|---|---|---|"
+        "| rehearsed | halved | plain steps |\n|---|---|---|---|---|---|---|---|---|---|---|"
     )
     for row in rows:
         optimizer, alpha, meta_lr = row["best_cell"]
         spread = "" if row["ci95_over_seeds"] is None else f" ± {row['ci95_over_seeds']:.2f}"
         halved = "" if row["halved"] is None else f"{row['halved']:.1%}"
+        plain = f"{row['plain']:.4g}" if row["halved"] else ""
         border = ", on the border" if row["on_border"] else ""
         print(
             f"| {row['family']} | {row['budget']:,d} | {row['ours']:.4g} | {row['best']:.4g} "
             f"| **{row['ours_over_best']:.2f}**{spread} | {row['median']:.4g} "
             f"| {optimizer}, alpha {alpha:.3g}, beta {meta_lr:g}{border} | {row['seeds']} | {row['rehearsed']:.0%} "
-            f"| {halved} |"
+            f"| {halved} | {plain} |"
         )
 
 

@@ -98,7 +98,7 @@ class TheirModule(eqx.Module):
         object(),
         iter([]),
     ],
-    ids=str,
+    ids=("function", "partial", "class", "inside", "module", "layer", "object", "iterator"),
 )
 def test_code_from_elsewhere_and_objects_of_unknown_make_are_refused(theirs):
     with pytest.raises(UnspellableError):
