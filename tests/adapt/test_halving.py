@@ -21,13 +21,14 @@ def bowl(params):
     return 0.5 * jnp.sum(jnp.asarray(CURVATURES) * params["w"] ** 2)
 
 
-def adapt(start, alpha, steps=1, halvings=10, loss=bowl):
-    @functools.partial(jax.jit, static_argnums=(2, 3))
-    def run(start, alpha, steps, halvings):
-        gradient = jax.value_and_grad(loss)
-        return adapt_halving(GradientAdapter(steps), gradient, {"w": start}, alpha, halvings)
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def run(start, alpha, steps, halvings, loss):
+    gradient = jax.value_and_grad(loss)
+    return adapt_halving(GradientAdapter(steps), gradient, {"w": start}, alpha, halvings)
 
-    return run(jnp.asarray(start), jax.tree.map(jnp.asarray, alpha), steps, halvings)
+
+def adapt(start, alpha, steps=1, halvings=10, loss=bowl):
+    return run(jnp.asarray(start), jax.tree.map(jnp.asarray, alpha), steps, halvings, loss)
 
 
 def oracle(start, rates, halvings=10):
@@ -48,7 +49,12 @@ def oracle(start, rates, halvings=10):
 
 @given(
     start=st.lists(st.floats(0.1, 3.0), min_size=3, max_size=3),
-    rates=st.lists(st.lists(st.floats(1e-3, 30.0), min_size=3, max_size=3), min_size=1, max_size=7),
+    # Each number of steps is a program.
+    rates=st.sampled_from([1, 3, 7]).flatmap(
+        lambda steps: st.lists(
+            st.lists(st.floats(1e-3, 30.0), min_size=3, max_size=3), min_size=steps, max_size=steps
+        )
+    ),
 )
 def test_steps_are_halved_until_the_loss_does_not_rise_and_no_further(start, rates):
     expected, counts, nearest = oracle(start, np.array(rates))
@@ -130,7 +136,7 @@ def test_every_step_is_watched_and_is_the_end_of_a_shorter_adaptation(rng, steps
         GradientAdapter(steps), gradient, start, 1.1, watch=lambda params: params["w"]
     )
     assert long.halvings[0] > 0
-    for taken in range(1, steps + 1):
+    for taken in (1, steps - 1, steps):
         short = adapt_halving(GradientAdapter(taken), gradient, start, 1.1)
         np.testing.assert_allclose(short.params["w"], long.watched[taken - 1], rtol=1e-12)
     assert adapt_halving(GradientAdapter(0), gradient, start, 1.1).params is start
