@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from metastep._errors import InputError, check_count
 from metastep._records import Estimate
 from metastep._types import Episode, Params, Rate
-from metastep.adapt import HALVINGS, adapt_halving
+from metastep.adapt import HALVINGS
 from metastep.tasks import AbstractTaskFamily
 from metastep.train.devices import map_over_devices
 from metastep.train.learner import Learner
@@ -130,9 +130,7 @@ def judge_steps(
         metric = objective.metric(outputs, episode.query.y) if objective.metric else jnp.nan
         return objective.output_loss(outputs, episode.query.y), jnp.asarray(metric, outputs.dtype)
 
-    adapter = dataclasses.replace(learner.adapter, steps=steps)
-    gradient = jax.value_and_grad(objective.on(episode.support))
-    found = adapt_halving(adapter, gradient, params, alpha, halvings, watch=judge)
+    found = learner.adapt(params, alpha, episode, halvings, steps, watch=judge)
     loss, metric = (jnp.asarray(value)[None] for value in judge(params))
     if steps:
         losses, metrics = found.watched

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from metastep._types import Episode, Params, Rate
-from metastep.adapt import HALVINGS, adapt_halving
+from metastep.adapt import HALVINGS
 from metastep.tasks import AbstractTaskFamily, FewShot, batch_of_episodes
 from metastep.tasks.regression import AbstractRegression
 from metastep.train.learner import Learner
@@ -35,8 +35,7 @@ def example_tasks(
         episodes = batch_of_episodes(family, key, _NUM_TASKS)
 
         def outputs(episode: Episode):
-            gradient = jax.value_and_grad(learner.objective.on(episode.support))
-            found = adapt_halving(learner.adapter, gradient, params, alpha, halvings)
+            found = learner.adapt(params, alpha, episode, halvings)
             apply = learner.objective.apply
             return apply(params, episode.query.x), apply(found.params, episode.query.x)
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, PRNGKeyArray
 from metastep._kept import kept_jit
 from metastep._trees import group_size
 from metastep._types import Episode, MetaParams, Params, Rate
-from metastep.adapt import GradientAdapter
+from metastep.adapt import GradientAdapter, Halved, adapt_halving
 from metastep.metagrad import AbstractMetaGradient
 from metastep.models import Model, Objective
 from metastep.rates import AbstractRate
@@ -50,28 +50,32 @@ class Learner:
     back_offs: int = 10
     mesh: Mesh | None = None
 
-    def adapt(self, params: Params, alpha: Rate, episode: Episode) -> Params:
-        """The parameters after the inner loop on the support set."""
-        return adapted(self.objective, self.adapter, params, episode, alpha)
+    def adapt(
+        self,
+        params: Params,
+        alpha: Rate,
+        episode: Episode,
+        halvings: int,
+        steps: int | None = None,
+        **watch: Any,
+    ) -> Halved:
+        """Adapt to a task that comes after meta-training, see `adapt_halving`; `steps` are those of training."""
+        steps = self.adapter.steps if steps is None else steps
+        adapter = dataclasses.replace(self.adapter, steps=steps)
+        gradient = jax.value_and_grad(self.objective.on(episode.support))
+        return adapt_halving(adapter, gradient, params, alpha, halvings, **watch)
 
     def query_loss(self, params: Params, episode: Episode, alpha: Rate) -> Array:
         """Query loss after the inner loop: the meta-objective of one task."""
         return loss_after(self.objective, self.adapter, params, episode, alpha)
 
 
-def adapted(
-    objective: Objective, adapter: GradientAdapter, params: Params, episode: Episode, alpha: Rate
-) -> Params:
-    """The parameters after the inner loop on the support set."""
-    gradient = jax.value_and_grad(objective.on(episode.support))
-    return adapter(gradient, params, alpha)[0]
-
-
 def loss_after(
     objective: Objective, adapter: GradientAdapter, params: Params, episode: Episode, alpha: Rate
 ) -> Array:
     """Query loss after the inner loop: the meta-objective of one task."""
-    return objective(adapted(objective, adapter, params, episode, alpha), episode.query)
+    gradient = jax.value_and_grad(objective.on(episode.support))
+    return objective(adapter(gradient, params, alpha)[0], episode.query)
 
 
 # One for each model, so that whoever asks for the parameters it starts with has the same program.

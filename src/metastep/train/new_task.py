@@ -13,7 +13,6 @@ from jaxtyping import Array
 from metastep._errors import InputError
 from metastep._trees import all_finite
 from metastep._types import Batch, Episode, Params, Rate
-from metastep.adapt import adapt_halving
 from metastep.tasks.core import as_default_float
 from metastep.train.evaluate import predict
 from metastep.train.learner import Learner
@@ -65,14 +64,12 @@ def _answer(
     transductive: bool,
     halvings: int,
 ) -> Answer:
-    adapter = dataclasses.replace(learner.adapter, steps=steps)
-    gradient = jax.value_and_grad(learner.objective.on(episode.support))
-    found = adapt_halving(adapter, gradient, params, alpha, halvings)
+    found = learner.adapt(params, alpha, episode, halvings, steps)
     after, before = (
         predict(learner, each, episode, transductive=transductive)
         for each in (found.params, params)
     )
-    finite = jnp.isfinite(gradient(params)[0]) & all_finite(found.params)
+    finite = jnp.isfinite(learner.objective(params, episode.support)) & all_finite(found.params)
     unadapted = jnp.all(found.left_out) if steps else jnp.asarray(False)
     return Answer(after, before, jnp.sum(found.halvings), unadapted, finite)
 
