@@ -1,5 +1,7 @@
 """Every meta-gradient against numbers: central differences, the closed form on quadratics, and its invariants."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,13 +57,19 @@ def inner_product(a, b):
     return float(sum(np.vdot(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)))
 
 
-def setting(problem, name="maml", steps=2, seed=1):
+@cache
+def drawn(problem):
+    """The model, its objective, the rate, and parameters and a task drawn once: each drawing is a program."""
     make, alpha = PROBLEMS[problem]
     model, objective, family = make()
-    adapter = ALGORITHMS[name].adapter(model, steps)
-    params = jax.jit(model.init)(jax.random.key(seed))
-    episode = jax.jit(lambda key: family.sample(key))(jax.random.key(seed + 1))
-    return objective, adapter, alpha, MetaParams(params), episode
+    params = jax.jit(model.init)(jax.random.key(1))
+    episode = jax.jit(lambda key: family.sample(key))(jax.random.key(2))
+    return model, objective, alpha, MetaParams(params), episode
+
+
+def setting(problem, name="maml", steps=2):
+    model, objective, alpha, meta, episode = drawn(problem)
+    return objective, ALGORITHMS[name].adapter(model, steps), alpha, meta, episode
 
 
 def run(rule, objective, adapter, rate, meta, episode):
@@ -177,7 +185,7 @@ def test_reptile_is_the_sum_of_joint_gradients(rng, steps):
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_at_alpha_zero_all_rules_are_the_plain_query_gradient(problem):
     objective, _, _, meta, episode = setting(problem)
-    plain = jax.grad(objective.on(episode.query))(meta.params)
+    plain = jax.jit(jax.grad(objective.on(episode.query)))(meta.params)
     for name in ("maml", "fomaml", "hfmaml", "anil", "erm"):
         objective, adapter, _, meta, episode = setting(problem, name)
         rule = ALGORITHMS[name].meta_gradient()

@@ -22,8 +22,9 @@ def test_plain_gradients_get_the_step_of_sgd_at_half_its_edge(optimizer, factor)
     # The dense Hessian of the meta-objective on the same tasks.
     keys, model = split_keys(0), build_model(config, tasks.description)
     objective, _ = build_inner_loop(config, model, tasks.description)
-    episodes = batch_of_episodes(tasks.splits.train, keys["rates"], 32)
-    flat, unravel = jax.flatten_util.ravel_pytree(model.init(keys["parameters"]))
+    draw = jax.jit(lambda key: batch_of_episodes(tasks.splits.train, key, 32))
+    episodes = draw(keys["rates"])
+    flat, unravel = jax.flatten_util.ravel_pytree(jax.jit(model.init)(keys["parameters"]))
 
     def meta_loss(w):
         def of_task(e):
@@ -32,7 +33,7 @@ def test_plain_gradients_get_the_step_of_sgd_at_half_its_edge(optimizer, factor)
 
         return jnp.mean(jax.vmap(of_task)(episodes))
 
-    largest = np.linalg.eigvalsh(np.asarray(jax.hessian(meta_loss)(flat))).max()
+    largest = np.linalg.eigvalsh(np.asarray(jax.jit(jax.hessian(meta_loss))(flat))).max()
     assert value == pytest.approx(factor / largest, rel=1e-3)
     assert optimizer in reason
 

@@ -29,6 +29,14 @@ def small(**changes) -> TrainConfig:
     return TrainConfig(**(SMALL | {"alpha": 0.01} | changes))
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The uninterrupted run, trained once for all tests that only read it."""
+    folder = RunFolder(tmp_path_factory.mktemp("whole") / "run")
+    train(small(), folder)
+    return folder
+
+
 def final_leaves(folder: RunFolder) -> list[np.ndarray]:
     config, description, _ = folder.read_config()
     rates = read_json(folder.rates)
@@ -96,11 +104,10 @@ def test_training_learns(tmp_path):
 
 
 @pytest.mark.parametrize("stop_at", [1, 21, 47])
-def test_resume_ends_bit_identical(tmp_path, stop_at):
+def test_resume_ends_bit_identical(tmp_path, whole, stop_at):
     # Interrupted in the middle of a logging window, right after a validation, and at the very start. The
     # optimiser's moments, the window sums and the metrics must all agree to the last bit.
-    whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
-    train(small(), whole)
+    parts = RunFolder(tmp_path / "parts")
     interrupted = train(small(), parts, StopAt(stop_at))
     assert interrupted.status == "interrupted"
     assert stop_at <= interrupted.iterations < 60
@@ -119,10 +126,9 @@ class FailAt(StopAt):
             raise ZeroDivisionError
 
 
-def test_a_run_that_ends_before_its_first_checkpoint_begins_anew(tmp_path):
+def test_a_run_that_ends_before_its_first_checkpoint_begins_anew(tmp_path, whole):
     # The first checkpoint comes after the first dispatch; without it, seed and rates say all there is to say.
-    whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
-    train(small(), whole)
+    parts = RunFolder(tmp_path / "parts")
     with pytest.raises(ZeroDivisionError):
         train(small(), parts, FailAt(1))
     assert parts.newest_checkpoint() is None
@@ -132,20 +138,19 @@ def test_a_run_that_ends_before_its_first_checkpoint_begins_anew(tmp_path):
     assert without_times(whole) == without_times(parts)
 
 
-@pytest.mark.parametrize("size", [1, 4, 10_000])
-def test_rows_are_the_same_however_many_end_in_a_dispatch(tmp_path, monkeypatch, size):
+def test_rows_are_the_same_however_many_end_in_a_dispatch(tmp_path, monkeypatch):
     # 23 is no multiple of 2: the last row is a short one. Room for 5 rows is less than a dispatch could bring.
     rows = {}
-    for name, steps in (("one by one", 1), ("at once", size)):
-        monkeypatch.setattr(loop.Pace, "dispatch_size", lambda pace, steps=steps: steps)
-        monkeypatch.setattr(step, "_MOST_ROWS", 5)
+    monkeypatch.setattr(step, "_MOST_ROWS", 5)
+    for size in (1, 4, 10_000):
+        monkeypatch.setattr(loop.Pace, "dispatch_size", lambda pace, size=size: size)
         step._RECENT.clear()
-        folder = RunFolder(tmp_path / name)
+        folder = RunFolder(tmp_path / str(size))
         train(small(iterations=23, log_every=2, eval_every=100), folder)
-        rows[name] = without_times(folder)
-    ends = [row["iteration"] for row in rows["at once"] if "loss" in row]
+        rows[size] = without_times(folder)
+    ends = [row["iteration"] for row in rows[1] if "loss" in row]
     assert ends == [*range(2, 23, 2), 23]
-    assert rows["at once"] == rows["one by one"]
+    assert rows[1] == rows[4] == rows[10_000]
 
 
 @pytest.mark.slow
@@ -306,10 +311,8 @@ def test_presets_convert_the_published_rates_to_a_mean_loss():
         check_config(with_preset(TrainConfig(tasks="omniglot", preset=name)))
 
 
-def test_evaluation_steps_and_intervals(tmp_path):
-    folder = RunFolder(tmp_path / "run")
-    train(small(), folder)
-    run = load_run(folder)
+def test_evaluation_steps_and_intervals(whole):
+    run = load_run(whole)
     few, _ = evaluate_run(run, num_tasks=50, steps=3)
     many, _ = evaluate_run(run, num_tasks=800, steps=3)
     assert [judgement.steps for judgement in many.curve] == [0, 1, 2, 3]

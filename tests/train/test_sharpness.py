@@ -51,7 +51,7 @@ def underway(optimizer: str):
 def dense(learner, state, key):
     """Hessian of the mean query loss in all that is learned, and the meta-gradient of each task."""
     flat, unravel = ravel_pytree(state.meta)
-    episodes = batch_of_episodes(FAMILY, key, number_of_tasks(learner))
+    episodes = jax.jit(lambda key: batch_of_episodes(FAMILY, key, number_of_tasks(learner)))(key)
 
     def of_task(vector, episode):
         meta = unravel(vector)
@@ -60,8 +60,12 @@ def dense(learner, state, key):
         adapted = jax.tree.map(lambda w, a, g: w - a * g, meta.params, alpha, gradient)
         return learner.objective(adapted, episode.query)
 
-    hessian = jax.hessian(lambda v: jnp.mean(jax.vmap(lambda e: of_task(v, e))(episodes)))(flat)
-    return np.asarray(hessian), np.asarray(jax.vmap(lambda e: jax.grad(of_task)(flat, e))(episodes))
+    @jax.jit
+    def derivatives(flat):
+        hessian = jax.hessian(lambda v: jnp.mean(jax.vmap(lambda e: of_task(v, e))(episodes)))
+        return hessian(flat), jax.vmap(lambda e: jax.grad(of_task)(flat, e))(episodes)
+
+    return map(np.asarray, derivatives(flat))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "normalised-adam", "relative-adam"])
