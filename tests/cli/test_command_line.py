@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from metastep.cli import verbs
 from metastep.cli.main import main
 from metastep.cli.predictions import write_predictions
+from metastep.train import TaskConfig, load_tasks
 
 QUICK = ["--iterations", "20", "--hidden", "8", "--tasks-per-step", "3", "--eval-tasks", "4"]
 
@@ -85,6 +87,17 @@ def test_every_verb_explains_itself_with_an_example(capsys, verb):
     assert f"Example: metastep {verb}" in out
     assert "--json" in out
     assert "--seed" in out
+
+
+def test_columns_that_are_not_used_are_named(capsys, tmp_path):
+    table = tmp_path / "days.csv"
+    lines = [f"s{i % 4},2024-01-{i % 28 + 1:02d},good,{i},{i / 7}" for i in range(80)]
+    table.write_text("\n".join(["task,day,note,t,y", *lines]) + "\n")
+    _, out, _ = run(capsys, "data", "info", table, "--json")
+    assert json.loads(out)["left_out"] == ["day", "note"]
+    described = load_tasks(TaskConfig(tasks=str(table))).description
+    assert verbs._tasks_lines(described).endswith("no numbers or not asked for: day, note")
+    assert "left out" not in verbs._tasks_lines(described | {"left_out": []})
 
 
 def test_rates_json(capsys):

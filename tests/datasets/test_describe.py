@@ -29,6 +29,7 @@ def test_a_regression_table() -> None:
         "num_outputs": 1,
         "x_names": ["a", "b"],
         "y_names": ["y"],
+        "left_out": [],
         "labels": [],
         "num_tasks": 2,
         "num_rows": 4,

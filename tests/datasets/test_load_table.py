@@ -150,12 +150,13 @@ def test_columns_asked_for(tmp_path: Path) -> None:
     assert (table.y_names, table.x_names) == (("b", "a"), ("c",))
     assert table.kind == "regression"
     assert table.y.tolist() == [[2, 1], [5, 4]]
-    assert load_table(path, "who", "a", kind="regression").x_names == ("b", "c")  # text left out
+    table = load_table(path, "who", "a", kind="regression")
+    assert (table.x_names, table.left_out) == (("b", "c"), ("note",))
 
 
 def test_row_numbers_that_pandas_writes_are_no_features(tmp_path: Path) -> None:
     path = write(tmp_path, ",task,x,y,Unnamed: 7\n0,a,1,.5,0\n1,b,2,.5,1\n")
-    assert load_table(path).x_names == ("x",)
+    assert (load_table(path).x_names, load_table(path).left_out) == (("x",), ())
     columns = {"task": ["a", "b"], "x": [1, 2], "y": [0.5, 0.5], "__index_level_0__": [0, 1]}
     assert load_table(save(tmp_path / "t.parquet", columns)).x_names == ("x",)
 
@@ -317,11 +318,13 @@ def test_text_that_is_not_utf8(tmp_path: Path) -> None:
     assert refusal(path).startswith(
         f"{path}: column 'task' of type binary cannot be read as numbers or UTF-8 text: "
     )
+    assert refusal(path).endswith("; save it as UTF-8 text")
 
 
 def test_a_header_that_is_not_utf8(tmp_path: Path) -> None:
     path = write(tmp_path, "task,größe,y\na,1,2\nb,1,2\n".encode("latin-1"))
     assert refusal(path).startswith(f"{path} cannot be read as a table: 'utf-8' codec can't decode")
+    assert refusal(path).endswith("; save it as UTF-8 text")
 
 
 def test_a_truncated_parquet_file(tmp_path: Path) -> None:

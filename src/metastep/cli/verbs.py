@@ -132,6 +132,19 @@ def _library_config(options: TrainOptions) -> TrainConfig:
     return TrainConfig(**{name: getattr(options, name) for name in names})
 
 
+def _tasks_lines(record: dict[str, Any]) -> str:
+    """What is trained on, and which columns of a table are not."""
+    lines = (
+        f"tasks {record['name']}: {record['kind']}, examples of shape {record['input_shape']}, "
+        f"{record['shots']} shots, {record['queries']} queries"
+    )
+    if record.get("left_out"):
+        lines += (
+            f"\ncolumns left out, as no numbers or not asked for: {', '.join(record['left_out'])}"
+        )
+    return lines
+
+
 def _start(options: TrainOptions, folder: RunFolder, crew: Crew, command: str):
     console = error_console()
     config = with_preset(_library_config(options))
@@ -140,10 +153,7 @@ def _start(options: TrainOptions, folder: RunFolder, crew: Crew, command: str):
 
     def announce(stage: str, record: dict[str, Any]) -> None:
         if stage == "tasks":
-            console.print(
-                f"tasks {record['name']}: {record['kind']}, examples of shape {record['input_shape']}, "
-                f"{record['shots']} shots, {record['queries']} queries"
-            )
+            console.print(_tasks_lines(record))
             if config.alpha == "auto":
                 console.print("measuring alpha")
         elif stage == "rehearsal":

@@ -88,6 +88,7 @@ class TaskTable:
     x_names : one name per feature column; empty when the rows come without names
     y_names : one name per output
     labels : the classes, in the order of their indices; empty for regression
+    left_out : columns of the file that are neither task, target nor feature; row indices are not listed
     """
 
     x: np.ndarray
@@ -98,6 +99,7 @@ class TaskTable:
     x_names: tuple[str, ...] = ()
     y_names: tuple[str, ...] = ("y",)
     labels: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, ("regression", "classification"))

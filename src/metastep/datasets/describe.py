@@ -21,14 +21,22 @@ def describe(data: Data) -> dict[str, Any]:
     For images `kind` "images", `feature_shape` (height, width, channels), `num_classes`,
     `num_images`, `images_per_class` (min, median, max), `value_range`, `classes`.
     For tables `kind` "regression" or "classification", `feature_shape`, `num_outputs`, `x_names`,
-    `y_names`, `labels`, `num_tasks`, `num_rows`, `rows_per_task`, `one_row_tasks`, `columns` and
+    `y_names`, `left_out`, `labels`, `num_tasks`, `num_rows`, `rows_per_task`, `one_row_tasks`, `columns` and
     `targets` (name, min, max of each), `rows_per_label`, `tasks`, and `kind_rule`.
     For splits what the parts share, and `splits` with each part's own description.
     """
     if isinstance(data, ImageSplits | TableSplits):
         parts = {"train": data.train, "validation": data.validation, "test": data.test}
         described = {name: describe(part) for name, part in parts.items()}
-        shared = ("kind", "feature_shape", "num_outputs", "x_names", "y_names", "labels")
+        shared = (
+            "kind",
+            "feature_shape",
+            "num_outputs",
+            "x_names",
+            "y_names",
+            "left_out",
+            "labels",
+        )
         common = {key: described["train"][key] for key in shared if key in described["train"]}
         return {**common, "splits": described}
     return _describe_images(data) if isinstance(data, ImageClasses) else _describe_table(data)
@@ -54,6 +62,7 @@ def _describe_table(data: TaskTable) -> dict[str, Any]:
         "num_outputs": data.num_outputs,
         "x_names": list(data.x_names),
         "y_names": list(data.y_names),
+        "left_out": list(data.left_out),
         "labels": list(data.labels),
         "num_tasks": data.num_tasks,
         "num_rows": len(data.x),

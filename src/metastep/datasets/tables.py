@@ -68,9 +68,14 @@ def load_table(
     _check_roles(path, task, targets, features)
     y = target_values(path, table, targets, kind)
     x = feature_values(path, table, features)
-    raw = RawRows(
-        path, x, y, column_values(path, table, task), tuple(features), tuple(targets), FIRST_ROW
+    used = {task, *targets, *features}
+    left_out = tuple(
+        name
+        for name in table.column_names
+        if name not in used and not _INDEX_COLUMN.fullmatch(name)
     )
+    task_values = column_values(path, table, task)
+    raw = RawRows(path, x, y, task_values, tuple(features), tuple(targets), FIRST_ROW, left_out)
     return build_table(raw, kind)
 
 
@@ -84,7 +89,9 @@ def read_table(path: Path) -> pa.Table:
         table = _read_csv(path) if suffix == ".csv" else _read_parquet(path)
         names = table.column_names  # decodes them, which fails unless they are UTF-8
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as a table: {one_line(error)}") from error
+        raise DataError(
+            f"{path} cannot be read as a table: {one_line(error)}{_utf8_advice(error)}"
+        ) from error
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"{path} has two columns named {twice[0]!r}; rename one of them")
@@ -160,7 +167,7 @@ def column_values(path: Path, table: pa.Table, name: str) -> np.ndarray:
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: column {name!r} of type {kind} cannot be read as numbers or UTF-8 text: "
-            f"{one_line(error)}"
+            f"{one_line(error)}{_utf8_advice(error)}"
         ) from error
 
 
@@ -236,6 +243,11 @@ def _check_not_mixed(path: Path, name: str, values: np.ndarray) -> None:
             f"{path}: column {name!r} mixes numbers and text: row {FIRST_ROW + row} holds "
             f"{values[row][:40]!r}; mend it, or leave the column out by naming the others"
         )
+
+
+def _utf8_advice(error: Exception) -> str:
+    """What to do where text of another encoding stands in the way."""
+    return "; save it as UTF-8 text" if re.search("utf-?8", str(error), re.IGNORECASE) else ""
 
 
 def _parses(text: str) -> bool:

@@ -23,7 +23,8 @@ class RawRows(NamedTuple):
     """Columns as read from a file, before anything is known to be right about them.
 
     x : (rows, *features); y : (rows,) or (rows, outputs); task : (rows,)
-    Text is held as `str` objects or as NumPy text; first_row is the number that errors count from.
+    Text is held as `str` objects or as NumPy text; first_row is the number that errors count from,
+    left_out names the columns that are not used.
     """
 
     path: Path
@@ -33,6 +34,7 @@ class RawRows(NamedTuple):
     x_names: tuple[str, ...] = ()
     y_names: tuple[str, ...] = ("y",)
     first_row: int = 0
+    left_out: tuple[str, ...] = ()
 
 
 def build_table(raw: RawRows, kind: Kind | None = None) -> TaskTable:
@@ -61,7 +63,8 @@ def build_table(raw: RawRows, kind: Kind | None = None) -> TaskTable:
         )
     order = np.argsort(codes, kind="stable")
     counts = np.bincount(codes).astype(np.int64)
-    return TaskTable(x[order], y[order], counts, names, decided, raw.x_names, raw.y_names, labels)
+    columns = (raw.x_names, raw.y_names, labels, raw.left_out)
+    return TaskTable(x[order], y[order], counts, names, decided, *columns)
 
 
 def decide_kind(path: Path, y: np.ndarray, kind: str | None) -> Kind:

@@ -193,6 +193,7 @@ def _table_tasks(table: datasets.TaskTable, config: TaskConfig, name: str) -> Ta
         "test_tasks": list(split.test.names[:50]),
         "x_names": list(table.x_names),
         "y_names": list(table.y_names),
+        "left_out": list(table.left_out),
         "labels": list(table.labels),
         "task_column": config.task_column or "task",
     }
