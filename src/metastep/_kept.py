@@ -15,6 +15,7 @@ import secrets
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
@@ -30,6 +31,7 @@ from metastep._spelled import PACKAGES, UnspellableError, spelled
 # Old versions of our code and of other packages leave programs behind. This is room for a hundred starts.
 _MOST_BYTES = 128 * 2**20
 _FOLDER: list[Path] = []
+_READER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read ahead")
 
 
 def keep_programs(folder: Path | None) -> None:
@@ -56,6 +58,19 @@ class _Kept:
     def __init__(self, function: Callable):
         self.function, self.jitted = function, jax.jit(function)
         self.programs: dict[Any, Any] = {}
+        self.ahead: dict[Path, Future[_Program | None]] = {}
+
+    def read_ahead(self) -> None:
+        """Begin to read, on a thread, the program of this function that was written last.
+
+        Python is not needed for that, and does other things meanwhile. A call for other arguments reads another.
+        """
+        if not _FOLDER or (of := self._function_key()) is None:
+            return
+        files = {path: path.stat().st_mtime_ns for path in _FOLDER[0].glob(f"{of}-*.program")}
+        if files and not self.programs:
+            newest = max(files, key=lambda path: files[path])
+            self.ahead = {newest: _READER.submit(_read, newest)}
 
     def __call__(self, *arguments: Any) -> Any:
         return self._program(arguments)(*arguments)
@@ -74,14 +89,22 @@ class _Kept:
         return self.programs[structure, types]
 
     def _get(self, arguments: tuple, structure: Any, types: tuple) -> "_Program | None":
-        key = _key(self.function, jax.tree.unflatten(structure, types))
-        if key is None:
+        of, taken = self._function_key(), _key(jax.tree.unflatten(structure, types))
+        if of is None or taken is None:
             return None
-        path = _FOLDER[0] / f"{key}.program"
+        path = _FOLDER[0] / f"{of}-{taken}.program"
+        ahead = self.ahead.pop(path, None)
         try:
-            return _read(path) or _write(path, self.jitted, arguments)
+            program = ahead.result() if ahead else _read(path)
+            return program or _write(path, self.jitted, arguments)
         except Exception:
             return None
+
+    def _function_key(self) -> str | None:
+        """By what the programs of this function are known, with settings and surroundings as they are now."""
+        if jax.device_count() > 1 or any(getattr(jax.config, name, False) for name in _WATCHING):
+            return None
+        return _key(self.function, _settings(), _surroundings())
 
 
 class _Program:
@@ -217,15 +240,12 @@ _WATCHING = ("jax_disable_jit", "jax_debug_nans", "jax_debug_infs", "jax_check_t
 _PLACES = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 
 
-def _key(function: Callable, arguments: Any) -> str | None:
-    """By what a program is known; None where that cannot be told."""
-    if jax.device_count() > 1 or any(getattr(jax.config, name, False) for name in _WATCHING):
-        return None
+def _key(*parts: Any) -> str | None:
+    """The same for what is spelled the same; None for what cannot be spelled."""
     try:
-        made_from = spelled((function, arguments))
+        return hashlib.sha256(spelled(parts).encode()).hexdigest()[:40]
     except UnspellableError:
         return None
-    return hashlib.sha256(f"{made_from}\n{_settings()}\n{_surroundings()}".encode()).hexdigest()
 
 
 def _settings() -> str:

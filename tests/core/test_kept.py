@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from functools import partial
 
@@ -227,6 +228,36 @@ def test_linear_algebra_is_there_in_a_process_that_only_reads(tmp_path):
     assert times[0] == times[1]
 
 
+def test_a_program_is_read_ahead_once(folder, monkeypatch):
+    kept_jit(total)(X)
+    program, threads, read = kept_jit(total), [], _kept._read
+
+    def noting(path):
+        threads.append(threading.current_thread())
+        return read(path)
+
+    monkeypatch.setattr(_kept, "_read", noting)
+    program.read_ahead()
+    assert program(X) == program(X) == jnp.sum(X)
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
+
+
+def test_what_was_read_ahead_in_vain_does_no_harm(folder):
+    kept_jit(total)(X)
+    (path,) = files(folder)
+    program = kept_jit(total)
+    program.read_ahead()
+    assert program(X[:2]) == jnp.sum(X[:2])  # other arguments
+    path.write_bytes(b"no program")
+    program = kept_jit(total)
+    program.read_ahead()
+    assert program(X) == jnp.sum(X)
+    keep_programs(None)
+    kept_jit(total).read_ahead()
+    kept_jit(lambda x: x).read_ahead()
+
+
 def test_the_oldest_programs_make_room(folder, monkeypatch):
     program = kept_jit(total)
     for size in (2, 3, 4):
@@ -256,12 +287,19 @@ def run(out):
 
 
 def test_a_run_is_the_same_to_the_bit_with_programs_not_kept_written_and_read(
-    tmp_path, folder, read_only
+    tmp_path, folder, read_only, monkeypatch
 ):
     written = run(tmp_path / "written")
     count = len(files(folder))
     read_only()
+    submit = _kept._READER.submit
+    submitted = []
+    monkeypatch.setattr(_kept._READER, "submit", lambda *a: submitted.append(a) or submit(*a))
     read = run(tmp_path / "read")
+    assert len(submitted) == 1
+    program = step._RECENT[0][1].program
+    assert len(program.programs) == 1  # of rehearsals and run, read ahead of both
+    assert program.ahead == {}
     keep_programs(None)
     plain = run(tmp_path / "plain")
     assert count >= 6  # the three of the rates, parameters, state, training
