@@ -83,13 +83,13 @@ class _Kept:
         leaves, structure = jax.tree.flatten(arguments)
         if not _FOLDER or any(isinstance(leaf, Tracer) for leaf in leaves):
             return self.jitted
-        types = tuple(map(_type_of, leaves))
-        if (structure, types) not in self.programs:
-            self.programs[structure, types] = self._get(arguments, structure, types) or self.jitted
-        return self.programs[structure, types]
+        types = structure, tuple(map(_type_of, leaves))
+        if types not in self.programs:
+            self.programs[types] = self._get(arguments) or self.jitted
+        return self.programs[types]
 
-    def _get(self, arguments: tuple, structure: Any, types: tuple) -> "_Program | None":
-        of, taken = self._function_key(), _key(jax.tree.unflatten(structure, types))
+    def _get(self, arguments: tuple) -> "_Program | None":
+        of, taken = self._function_key(), _key(jax.tree.map(_type_in_words, arguments))
         if of is None or taken is None:
             return None
         path = _FOLDER[0] / f"{of}-{taken}.program"
@@ -221,17 +221,19 @@ def _make_room(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _type_of(leaf: Any) -> str:
-    kind = _shape_of(leaf)
-    return f"{kind.dtype}{kind.shape}{' weak' if kind.weak_type else ''}"
+def _type_of(leaf: Any) -> tuple:
+    kind = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
+    return kind.shape, kind.dtype, getattr(kind, "weak_type", False)
+
+
+def _type_in_words(leaf: Any) -> str:
+    shape, dtype, weak = _type_of(leaf)
+    return f"{dtype}{shape}{' weak' if weak else ''}"
 
 
 def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return leaf
-    kind = jax.typeof(leaf)
-    weak = getattr(kind, "weak_type", False)
-    return jax.ShapeDtypeStruct(kind.shape, kind.dtype, weak_type=weak)
+    shape, dtype, weak = _type_of(leaf)
+    return jax.ShapeDtypeStruct(shape, dtype, weak_type=weak)
 
 
 # With these, JAX has to see what a program does.

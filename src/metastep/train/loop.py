@@ -244,7 +244,8 @@ def falling(state: TrainState) -> dict[str, Any]:
 def latest(learner: Learner, rows: Row, now: Row, pace: Pace) -> dict[str, float]:
     """What progress shows: the open window, or the last row where it is still empty."""
     closed = not now.window.steps and len(rows.iteration)
-    shown = rows if closed else jax.tree.map(lambda leaf: leaf[None], now)
+    which, index = (rows, slice(-1, None)) if closed else (now, None)
+    shown = jax.tree.map(lambda leaf: leaf[index], which)
     return described(learner, shown, pace)[-1]
 
 
