@@ -67,9 +67,9 @@ class _Kept:
         """
         if not _FOLDER or (of := self._function_key()) is None:
             return
-        files = {path: path.stat().st_mtime_ns for path in _FOLDER[0].glob(f"{of}-*.program")}
+        files = [path for path in _FOLDER[0].glob(f"{of}-*.program") if path.is_file()]
         if files and not self.programs:
-            newest = max(files, key=lambda path: files[path])
+            newest = max(files, key=_written)
             self.ahead = {newest: _READER.submit(_read, newest)}
 
     def __call__(self, *arguments: Any) -> Any:
@@ -89,8 +89,11 @@ class _Kept:
         return self.programs[types]
 
     def _get(self, arguments: tuple) -> "_Program | None":
-        of, taken = self._function_key(), _key(jax.tree.map(_type_in_words, arguments))
-        if of is None or taken is None:
+        if (of := self._function_key()) is None:
+            return None
+        try:
+            taken = _key(jax.tree.map(_type_in_words, arguments))
+        except UnspellableError:
             return None
         path = _FOLDER[0] / f"{of}-{taken}.program"
         ahead = self.ahead.pop(path, None)
@@ -101,10 +104,13 @@ class _Kept:
             return None
 
     def _function_key(self) -> str | None:
-        """By what the programs of this function are known, with settings and surroundings as they are now."""
+        """By what the programs of this function are known, here and now; None where that cannot be told."""
         if jax.device_count() > 1 or any(getattr(jax.config, name, False) for name in _WATCHING):
             return None
-        return _key(self.function, _settings(), _surroundings())
+        try:
+            return _key(self.function, _settings(), _surroundings())
+        except UnspellableError:
+            return None
 
 
 class _Program:
@@ -210,9 +216,17 @@ def _put(path: Path, content: bytes) -> None:
     _make_room(path.parent)
 
 
+def _written(path: Path) -> float:
+    """When; long ago for a file that another process has deleted."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def _make_room(folder: Path) -> None:
     """Delete the programs that were written first, while there are too many."""
-    files = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
+    files = sorted((path for path in folder.iterdir() if path.is_file()), key=_written)
     excess = sum(path.stat().st_size for path in files) - _MOST_BYTES
     for path in files:
         if excess <= 0:
@@ -242,12 +256,9 @@ _WATCHING = ("jax_disable_jit", "jax_debug_nans", "jax_debug_infs", "jax_check_t
 _PLACES = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 
 
-def _key(*parts: Any) -> str | None:
-    """The same for what is spelled the same; None for what cannot be spelled."""
-    try:
-        return hashlib.sha256(spelled(parts).encode()).hexdigest()[:40]
-    except UnspellableError:
-        return None
+def _key(*parts: Any) -> str:
+    """The same for what is spelled the same."""
+    return hashlib.sha256(spelled(parts).encode()).hexdigest()[:40]
 
 
 def _settings() -> str:
@@ -272,4 +283,7 @@ def _surroundings() -> str:
 
 def _machine() -> int:
     """The kind of processor or accelerator, instruction sets included: one cannot run another's code."""
-    return xla_client.get_topology_for_devices(jax.devices()).fingerprint()
+    try:
+        return xla_client.get_topology_for_devices(jax.devices()).fingerprint()
+    except (AttributeError, jax.errors.JaxRuntimeError) as error:  # not a function JAX documents
+        raise UnspellableError("this device") from error

@@ -112,6 +112,14 @@ def test_functions_of_the_users_own_are_not_kept(folder):
     assert not folder.exists()
 
 
+def test_nothing_is_kept_for_a_device_that_jax_says_nothing_of(folder, monkeypatch):
+    _kept._surroundings.cache_clear()
+    monkeypatch.delattr("jaxlib.xla_client.get_topology_for_devices")
+    assert kept_jit(total)(X) == jnp.sum(X)
+    kept_jit(total).read_ahead()
+    assert not folder.exists()
+
+
 def test_a_damaged_file_is_written_anew(folder):
     kept_jit(total)(X)
     (path,) = files(folder)
@@ -253,6 +261,10 @@ def test_what_was_read_ahead_in_vain_does_no_harm(folder):
     program = kept_jit(total)
     program.read_ahead()
     assert program(X) == jnp.sum(X)
+    # Another process may make room meanwhile.
+    path.unlink()
+    path.symlink_to(folder / "gone")
+    kept_jit(total).read_ahead()
     keep_programs(None)
     kept_jit(total).read_ahead()
     kept_jit(lambda x: x).read_ahead()
