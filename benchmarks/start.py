@@ -1,9 +1,10 @@
 """How long `metastep train sinusoid` takes to its first meta-step when its programs have been compiled before.
 
-    taskset -c 1 python benchmarks/start.py
+    python benchmarks/start.py
 
 Starts the command in fresh processes, as a user would, and reads the clocks whenever it says how far it is. Bytecode
-and compiled programs are kept from the first start, which is not counted, to the next. Processor time is that of all
+and compiled programs are kept from the first start, which is not counted, to the next. A second core saves time
+on the wall, as the training program is read on a thread; `taskset -c 1` leaves one. Processor time is that of all
 threads of the process, to a hundredth of a second; on a machine that does other things it is the one to look at.
 Prints a table and writes benchmarks/results/start.json.
 """

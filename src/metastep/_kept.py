@@ -1,49 +1,55 @@
-"""Traced programs kept from one start of the command line to the next.
+"""Compiled programs kept from one start of the command line to the next.
 
 JAX's own cache saves compiling. But in order to ask it, a program is traced and lowered in Python first, which for a
-small network takes longer than loading what was compiled. Here a program is found by what it is made from, as
-StableHLO (`jax.export`), and then handed to JAX, which compiles it or finds it compiled.
+small network takes as long as loading what was compiled. Here a program is found by what it is made from, and loaded
+as it was compiled.
 """
 
-import dataclasses
 import hashlib
+import math
 import os
 import pickle
 import platform
+import re
+import secrets
 import tempfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.core import Tracer
+from jaxlib import xla_client
 
 from metastep._spelled import PACKAGES, UnspellableError, spelled
 
-# Old versions of our code and of other packages leave programs behind. This is room for a thousand.
+# Old versions of our code and of other packages leave programs behind. This is room for a hundred starts.
 _MOST_BYTES = 128 * 2**20
 _FOLDER: list[Path] = []
+_READER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read ahead")
 
 
 def keep_programs(folder: Path | None) -> None:
     """Keep the programs of `kept_jit` here from now on; None, as it is at first, keeps none.
 
     Not for processes in which somebody replaces functions of ours: what a function finds in its module counts by the
-    source on disk. Without flatbuffers, which `jax.export` needs, none are kept either.
+    source on disk.
     """
-    _FOLDER[:] = [folder] if folder and find_spec("flatbuffers") else []
+    _FOLDER[:] = [folder] if folder else []
 
 
 def kept_jit(function: Callable) -> Any:
     """`jax.jit(function)` for arrays, whose programs are kept where `keep_programs` says.
 
     A program serves again if function and arguments are spelled the same (`spelled`; of arguments, types and shapes
-    count), and the sources of metastep, versions of packages, settings of JAX and devices are the same. Where one of
-    these cannot be told, as with models of the user's own, or there are several devices, none is kept. The first time
-    too it is the program as it will be read that runs, so that the numbers are the same to the bit.
+    count), and the sources of metastep, versions of packages, settings of JAX and XLA and the device are the same.
+    Where one of these cannot be told, as with models of the user's own, or there are several devices, none is kept.
+    What is kept is the machine's code that ran the first time, so that the numbers are the same to the bit.
     """
     return _Kept(function)
 
@@ -52,79 +58,102 @@ class _Kept:
     def __init__(self, function: Callable):
         self.function, self.jitted = function, jax.jit(function)
         self.programs: dict[Any, Any] = {}
+        self.ahead: dict[Path, Future[_Program | None]] = {}
+
+    def read_ahead(self) -> None:
+        """Begin to read, on a thread, the program of this function that was written last.
+
+        Python is not needed for that, and does other things meanwhile. A call for other arguments reads another.
+        """
+        if not _FOLDER or (of := self._function_key()) is None:
+            return
+        files = [path for path in _FOLDER[0].glob(f"{of}-*.program") if path.is_file()]
+        if files and not self.programs:
+            newest = max(files, key=_written)
+            self.ahead = {newest: _READER.submit(_read, newest)}
 
     def __call__(self, *arguments: Any) -> Any:
         return self._program(arguments)(*arguments)
 
     def lower(self, *arguments: Any) -> Any:
-        """As that of a jitted function: of the program that a call with these would run."""
+        """As that of a jitted function: of the program that a call with these would run, to `compile()`."""
         return self._program(arguments).lower(*arguments)
 
     def _program(self, arguments: tuple) -> Any:
         leaves, structure = jax.tree.flatten(arguments)
         if not _FOLDER or any(isinstance(leaf, Tracer) for leaf in leaves):
             return self.jitted
-        types = tuple(map(_type_of, leaves))
-        if (structure, types) not in self.programs:
-            self.programs[structure, types] = self._get(arguments, structure, types) or self.jitted
-        return self.programs[structure, types]
+        types = structure, tuple(map(_type_of, leaves))
+        if types not in self.programs:
+            self.programs[types] = self._get(arguments) or self.jitted
+        return self.programs[types]
 
-    def _get(self, arguments: tuple, structure: Any, types: tuple) -> "_Program | None":
-        key = _key(self.function, jax.tree.unflatten(structure, types))
-        if key is None:
+    def _get(self, arguments: tuple) -> "_Program | None":
+        if (of := self._function_key()) is None:
             return None
-        path = _FOLDER[0] / f"{key}.program"
         try:
-            return _read(path) or _write(path, self.jitted, arguments)
+            taken = _key(jax.tree.map(_type_in_words, arguments))
+        except UnspellableError:
+            return None
+        path = _FOLDER[0] / f"{of}-{taken}.program"
+        ahead = self.ahead.pop(path, None)
+        try:
+            program = ahead.result() if ahead else _read(path)
+            return program or _write(path, self.jitted, arguments)
         except Exception:
+            return None
+
+    def _function_key(self) -> str | None:
+        """By what the programs of this function are known, here and now; None where that cannot be told."""
+        if jax.device_count() > 1 or any(getattr(jax.config, name, False) for name in _WATCHING):
+            return None
+        try:
+            return _key(self.function, _settings(), _surroundings())
+        except UnspellableError:
             return None
 
 
 class _Program:
-    """A program that was exported, and the structure of what it returns."""
+    """A compiled program, and the structure of what it returns."""
 
-    def __init__(self, exported: bytearray, results: Any):
-        from jax import export
-
-        self.call = jax.jit(_light(export.deserialize(exported)).call)
-        self.results = jax.tree.structure(results)
+    def __init__(self, compiled: Any, results: Any):
+        self.compiled, self.results = compiled, results
 
     def __call__(self, *arguments: Any) -> Any:
-        # Results are tied to their device, and JAX compiles anew for other ties: so all arguments are tied to it.
-        leaves = jax.device_put(jax.tree.leaves(arguments), jax.devices()[0])
-        return jax.tree.unflatten(self.results, self.call(*leaves))
+        return jax.tree.unflatten(self.results, self.compiled(*jax.tree.leaves(arguments)))
 
-    def lower(self, *arguments: Any) -> Any:
-        return self.call.lower(*jax.tree.leaves(arguments))
+    def lower(self, *arguments: Any) -> "_Program":
+        del arguments
+        return self
 
-
-def _light(exported: Any) -> Any:
-    """A program that is called without loading LAPACK, if it has no use for it.
-
-    JAX gets LAPACK ready for all that was exported for CPUs, which imports scipy: a tenth of a start. So the program
-    does not say that it is for CPUs, and is not asked; `_key` has the platform.
-    """
-    from jax import export
-
-    if exported.platforms != ("cpu",) or b"lapack" in exported.mlir_module_serialized:
-        return exported
-    unchecked = *exported.disabled_safety_checks, export.DisabledSafetyCheck.platform()
-    return dataclasses.replace(exported, platforms=("any",), disabled_safety_checks=unchecked)
+    def compile(self) -> Any:
+        return self.compiled
 
 
 def _read(path: Path) -> _Program | None:
     """The program that lies there, if one does and can be read."""
+    from jax.experimental import serialize_executable
+
     try:
-        return _Program(*pickle.loads(path.read_bytes()))
-    except FileNotFoundError:
-        return None
+        # Compressed, it has a sum to check: damaged code could do anything.
+        kept = pickle.loads(zlib.decompress(path.read_bytes()))
+        executable, count, results, lapack = kept
+        results = jax.tree.structure(results)
+        given = jax.tree.structure(((0,) * count, {}))
+        told = jax.tree.structure([0] * results.num_leaves)
+        if lapack:
+            _ready_lapack()
+        compiled = serialize_executable.deserialize_and_load(
+            executable, given, told, execution_devices=jax.devices()[:1]
+        )
+        return _Program(compiled, results)
     except Exception:
         return None
 
 
-def _write(path: Path, jitted: Any, arguments: tuple) -> _Program:
-    """Export a program; its file is there whole or not at all."""
-    from jax import export
+def _write(path: Path, jitted: Any, arguments: tuple) -> _Program | None:
+    """Compile a program and keep it if that is possible; its file is there whole or not at all."""
+    from jax.experimental import serialize_executable
 
     leaves, taken = jax.tree.flatten(arguments)
     given = []
@@ -134,21 +163,70 @@ def _write(path: Path, jitted: Any, arguments: tuple) -> _Program:
         given[:] = [structure]
         return results
 
-    flat.__name__ = getattr(jitted, "__name__", "flat")
-    exported = bytearray(export.export(jax.jit(flat))(*leaves).serialize())
-    content = exported, jax.tree.unflatten(given[0], [0] * given[0].num_leaves)
+    # What JAX's own cache read cannot be written again (XLA forgets functions of it), and by this name it has none.
+    flat.__name__ = f"{getattr(jitted, '__name__', 'flat')}_{secrets.token_hex(8)}"
+    lowered = jax.jit(flat).lower(*map(_shape_of, leaves))
+    called = _called(lowered)
+    if not all(name.startswith(_LAPACK) for name in called):
+        return None
+    with _not_cached_by_jax():
+        program = _Program(lowered.compile(), given[0])
+    try:
+        executable, *_ = serialize_executable.serialize(program.compiled)
+        results = jax.tree.unflatten(given[0], [0] * given[0].num_leaves)
+        kept = executable, len(leaves), results, bool(called)
+        _put(path, zlib.compress(pickle.dumps(kept), level=1))
+    except Exception:  # nowhere to write to, or a backend that cannot do it
+        return program
+    return program
+
+
+@contextmanager
+def _not_cached_by_jax() -> Iterator[None]:
+    """Compile without leaving in JAX's own cache what nobody would find there."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+_LAPACK = "lapack_"
+
+
+def _called(lowered: Any) -> set[str]:
+    """Code outside the program that it calls: of the user's process, for callbacks, or of a library."""
+    return set(re.findall(r"custom_call @\"?([\w.$]+)", lowered.as_text()))
+
+
+@cache
+def _ready_lapack() -> None:
+    """JAX does this when it lowers a call of LAPACK, and reading a program it lowers nothing."""
+    jax.jit(jax.numpy.linalg.cholesky).lower(jax.ShapeDtypeStruct((1, 1), "float32"))
+
+
+def _put(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, draft = tempfile.mkstemp(dir=path.parent, suffix=".draft")
     with os.fdopen(handle, "wb") as file:
-        pickle.dump(content, file)
+        file.write(content)
     os.replace(draft, path)
     _make_room(path.parent)
-    return _Program(*content)
+
+
+def _written(path: Path) -> float:
+    """When; long ago for a file that another process has deleted."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _make_room(folder: Path) -> None:
     """Delete the programs that were written first, while there are too many."""
-    files = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
+    files = sorted((path for path in folder.iterdir() if path.is_file()), key=_written)
     excess = sum(path.stat().st_size for path in files) - _MOST_BYTES
     for path in files:
         if excess <= 0:
@@ -157,11 +235,19 @@ def _make_room(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _type_of(leaf: Any) -> str:
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return f"{leaf.dtype}{leaf.shape}"
-    kind = jax.typeof(leaf)
-    return f"{kind.dtype}{kind.shape}{' weak' if getattr(kind, 'weak_type', False) else ''}"
+def _type_of(leaf: Any) -> tuple:
+    kind = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
+    return kind.shape, kind.dtype, getattr(kind, "weak_type", False)
+
+
+def _type_in_words(leaf: Any) -> str:
+    shape, dtype, weak = _type_of(leaf)
+    return f"{dtype}{shape}{' weak' if weak else ''}"
+
+
+def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
+    shape, dtype, weak = _type_of(leaf)
+    return jax.ShapeDtypeStruct(shape, dtype, weak_type=weak)
 
 
 # With these, JAX has to see what a program does.
@@ -170,15 +256,9 @@ _WATCHING = ("jax_disable_jit", "jax_debug_nans", "jax_debug_infs", "jax_check_t
 _PLACES = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 
 
-def _key(function: Callable, arguments: Any) -> str | None:
-    """By what a program is known; None where that cannot be told."""
-    if jax.device_count() > 1 or any(getattr(jax.config, name, False) for name in _WATCHING):
-        return None
-    try:
-        made_from = spelled((function, arguments))
-    except UnspellableError:
-        return None
-    return hashlib.sha256(f"{made_from}\n{_settings()}\n{_surroundings()}".encode()).hexdigest()
+def _key(*parts: Any) -> str:
+    """The same for what is spelled the same."""
+    return hashlib.sha256(spelled(parts).encode()).hexdigest()[:40]
 
 
 def _settings() -> str:
@@ -189,12 +269,21 @@ def _settings() -> str:
 
 @cache
 def _surroundings() -> str:
-    """Our sources, versions of what we use, and the device."""
+    """Our sources, versions of what we use, the device and what its compiler was told."""
     sources, folder = hashlib.sha256(), Path(__file__).parent
     for path in sorted(folder.rglob("*.py")):
         content = path.read_bytes()
         sources.update(f"{path.relative_to(folder)}:{len(content)}:".encode() + content)
     versions = [metadata.version(name) for name in PACKAGES if name != "metastep"]
     device = jax.devices()[0]
+    flags = [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     told = versions, platform.python_version(), device.platform, device.device_kind
-    return f"{sources.hexdigest()} {told}"
+    return f"{sources.hexdigest()} {told} {device.client.platform_version} {_machine()} {flags}"
+
+
+def _machine() -> int:
+    """The kind of processor or accelerator, instruction sets included: one cannot run another's code."""
+    try:
+        return xla_client.get_topology_for_devices(jax.devices()).fingerprint()
+    except (AttributeError, jax.errors.JaxRuntimeError) as error:  # not a function JAX documents
+        raise UnspellableError("this device") from error

@@ -5,9 +5,22 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from metastep._types import Params, Rate
+
+
+def as_array(value: Any) -> Array:
+    """`jnp.asarray`, which of numbers and tuples of them makes an array by running a program: here it is copied.
+
+    A program, even of one operation, has to be lowered and loaded at every start.
+    """
+    if isinstance(value, tuple) and all(isinstance(one, int | float) for one in value):
+        value = np.asarray(value)
+    return (
+        jax.device_put(value) if isinstance(value, int | float | np.ndarray) else jnp.asarray(value)
+    )
 
 
 def scale(rate: Rate, tree: Params) -> Params:

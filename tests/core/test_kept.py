@@ -1,19 +1,21 @@
 """Kept programs: read again they give the same bits, what is changed is another one, files may be in any state."""
 
 import json
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import export
+from jax.experimental.compilation_cache import compilation_cache
 
 from metastep import _kept
 from metastep._kept import keep_programs, kept_jit
 from metastep.train import RunFolder, TrainConfig, learner, problem, step, train
-
-pytest.importorskip("flatbuffers")
 
 
 @pytest.fixture
@@ -24,14 +26,11 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def no_export(monkeypatch):
-    """Whatever would have to be exported now is not: `jax.jit` itself runs it."""
-
-    def refuse(*arguments):
-        raise NotImplementedError("export")
+def read_only(monkeypatch):
+    """Whatever would have to be compiled now and kept is not: `jax.jit` itself runs it."""
 
     def forbid():
-        monkeypatch.setattr("jax.export.export", refuse)
+        monkeypatch.setattr(_kept, "_write", lambda *arguments: None)
 
     return forbid
 
@@ -98,8 +97,26 @@ def test_a_change_in_our_sources_counts(tmp_path, monkeypatch):
     assert told[0] != told[1]
 
 
+@pytest.mark.parametrize("what", ["processor", "flags"])
+def test_what_the_compiler_compiles_for_and_is_told_counts(monkeypatch, what):
+    before = _kept._surroundings.__wrapped__()
+    if what == "processor":
+        monkeypatch.setattr(_kept, "_machine", lambda: 0)
+    else:
+        monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    assert _kept._surroundings.__wrapped__() != before
+
+
 def test_functions_of_the_users_own_are_not_kept(folder):
     assert kept_jit(lambda x: 2 * x)(1.5) == 3.0
+    assert not folder.exists()
+
+
+def test_nothing_is_kept_for_a_device_that_jax_says_nothing_of(folder, monkeypatch):
+    _kept._surroundings.cache_clear()
+    monkeypatch.delattr("jaxlib.xla_client.get_topology_for_devices")
+    assert kept_jit(total)(X) == jnp.sum(X)
+    kept_jit(total).read_ahead()
     assert not folder.exists()
 
 
@@ -107,10 +124,13 @@ def test_a_damaged_file_is_written_anew(folder):
     kept_jit(total)(X)
     (path,) = files(folder)
     whole = path.read_bytes()
-    for damage in (b"", whole[: len(whole) // 2], b"no pickle"):
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    for damage in (b"", whole[:middle], b"no program", flipped):
         path.write_bytes(damage)
+        assert _kept._read(path) is None
         assert kept_jit(total)(X) == jax.jit(total)(X)
-        assert len(path.read_bytes()) == len(whole)
+        assert _kept._read(path) is not None
 
 
 def test_where_nothing_can_be_written_everything_runs(tmp_path):
@@ -122,33 +142,132 @@ def test_where_nothing_can_be_written_everything_runs(tmp_path):
         keep_programs(None)
 
 
-def test_what_cannot_be_exported_runs(folder, no_export):
-    no_export()
+def test_what_cannot_be_serialised_runs(folder, monkeypatch):
+    def refuse(compiled):
+        raise ValueError("no serialisation")
+
+    monkeypatch.setattr("jax.experimental.serialize_executable.serialize", refuse)
     assert kept_jit(total)(X) == jax.jit(total)(X)
     assert not files(folder)
 
 
-def test_within_a_traced_function_and_lowered_it_is_a_jitted_one(folder):
+def test_what_jax_has_cached_is_compiled_anew_to_be_kept(folder, tmp_path):
+    # XLA loses functions of a program that it has read itself when that is written again.
+    cached = tmp_path / "cached"
+    with _caching(cached):
+        function = partial(jnp.linspace, 0.0, num=5)
+        expected = jax.jit(function)(2.0)
+        for _ in range(2):
+            for path in files(folder):
+                path.unlink()
+            kept_jit(function)(2.0)
+            np.testing.assert_array_equal(kept_jit(function)(2.0), expected)
+        assert len(list(cached.glob("*-cache"))) == 1
+
+
+@contextmanager
+def _caching(folder):
+    """JAX's own cache, of everything, in this folder."""
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+def test_programs_that_call_back_into_python_are_not_kept(folder, capfd):
+    # What they call lies in this process.
+    for _ in range(2):
+        kept_jit(partial(jax.debug.print, "called"))()
+    jax.effects_barrier()
+    assert capfd.readouterr().out == "called\n" * 2
+    assert not folder.exists()
+
+
+def test_within_a_traced_function_it_is_a_jitted_one(folder):
     assert jax.jit(lambda x: kept_jit(total)(x) + 1)(X) == jnp.sum(X) + 1
     assert not folder.exists()
-    assert "stablehlo" in kept_jit(total).lower(jax.ShapeDtypeStruct(X.shape, X.dtype)).as_text()
 
 
-def test_results_as_arguments_do_not_compile_anew(folder):
+def test_lowered_from_shapes_it_is_the_program_that_a_call_runs(folder):
+    program = kept_jit(total)
+    lowered = program.lower(jax.ShapeDtypeStruct(X.shape, X.dtype))
+    assert lowered.compile().memory_analysis().argument_size_in_bytes == X.nbytes
+    assert program(X) == jnp.sum(X)
+    assert len(program.programs) == 1
+
+
+def test_results_host_arrays_and_numbers_are_arguments(folder):
     program = kept_jit(jnp.sin)
-    program(program(X))
-    program(np.asarray(X))
-    (one,) = program.programs.values()
-    assert one.call._cache_size() == 1
+    expected = np.asarray(jax.jit(jnp.sin)(X))
+    for given in (X, np.asarray(X), jax.device_put(X, jax.devices()[0]), program(jnp.arcsin(X))):
+        np.testing.assert_array_equal(program(given)[0], jnp.sin(given[0]))
+    np.testing.assert_array_equal(program(X), expected)
+    assert len(files(folder)) == 1
+    assert program(0.5) == jax.jit(jnp.sin)(0.5)
 
 
-def test_linear_algebra_is_there_for_programs_that_call_it(folder):
-    matrix = jnp.diag(X) + 0.01
-    np.testing.assert_array_equal(
-        kept_jit(jnp.linalg.cholesky)(matrix), jnp.linalg.cholesky(matrix)
-    )
-    for function, platforms in ((jnp.linalg.cholesky, ("cpu",)), (jnp.sin, ("any",))):
-        assert _kept._light(export.export(jax.jit(function))(matrix)).platforms == platforms
+_CHOLESKY = """
+import sys, pathlib, jax, jax.numpy as jnp
+from metastep._kept import keep_programs, kept_jit
+keep_programs(pathlib.Path(sys.argv[1]))
+program = kept_jit(jnp.linalg.cholesky)
+print(program(jnp.diag(jnp.linspace(1.0, 4.0, 2))).sum().item())
+"""
+
+
+def test_linear_algebra_is_there_in_a_process_that_only_reads(tmp_path):
+    told, times = [], []
+    for _ in range(2):
+        command = [sys.executable, "-c", _CHOLESKY, str(tmp_path)]
+        told.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        (one,) = files(tmp_path)
+        times.append(one.stat().st_mtime_ns)
+    assert told == ["3.0\n"] * 2
+    assert times[0] == times[1]
+
+
+def test_a_program_is_read_ahead_once(folder, monkeypatch):
+    kept_jit(total)(X)
+    program, threads, read = kept_jit(total), [], _kept._read
+
+    def noting(path):
+        threads.append(threading.current_thread())
+        return read(path)
+
+    monkeypatch.setattr(_kept, "_read", noting)
+    program.read_ahead()
+    assert program(X) == program(X) == jnp.sum(X)
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
+
+
+def test_what_was_read_ahead_in_vain_does_no_harm(folder):
+    kept_jit(total)(X)
+    (path,) = files(folder)
+    program = kept_jit(total)
+    program.read_ahead()
+    assert program(X[:2]) == jnp.sum(X[:2])  # other arguments
+    path.write_bytes(b"no program")
+    program = kept_jit(total)
+    program.read_ahead()
+    assert program(X) == jnp.sum(X)
+    # Another process may make room meanwhile.
+    path.unlink()
+    path.symlink_to(folder / "gone")
+    kept_jit(total).read_ahead()
+    keep_programs(None)
+    kept_jit(total).read_ahead()
+    kept_jit(lambda x: x).read_ahead()
 
 
 def test_the_oldest_programs_make_room(folder, monkeypatch):
@@ -180,12 +299,19 @@ def run(out):
 
 
 def test_a_run_is_the_same_to_the_bit_with_programs_not_kept_written_and_read(
-    tmp_path, folder, no_export
+    tmp_path, folder, read_only, monkeypatch
 ):
     written = run(tmp_path / "written")
     count = len(files(folder))
-    no_export()
+    read_only()
+    submit = _kept._READER.submit
+    submitted = []
+    monkeypatch.setattr(_kept._READER, "submit", lambda *a: submitted.append(a) or submit(*a))
     read = run(tmp_path / "read")
+    assert len(submitted) == 1
+    program = step._RECENT[0][1].program
+    assert len(program.programs) == 1  # of rehearsals and run, read ahead of both
+    assert program.ahead == {}
     keep_programs(None)
     plain = run(tmp_path / "plain")
     assert count >= 6  # the three of the rates, parameters, state, training

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metastep._trees import all_finite, descend, group_size, norm, scale
+from metastep._trees import all_finite, as_array, descend, group_size, norm, scale
 
 
 def two_layers(rng, dtype=np.float64):
@@ -90,3 +90,26 @@ def test_norm_is_that_of_all_entries_whatever_their_precision(rng):
 )
 def test_groups_are_equal_and_as_large_as_they_may(count, most, expected):
     assert group_size(count, most) == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [0.1, 3, True, np.float32(2), (0.1, 5.0), (1, 2), (0, 0.5), np.arange(3), [1.0, 2.0], jnp.ones(2)],
+    ids=str,
+)  # fmt: skip
+def test_as_array_makes_the_array_that_jnp_makes(value):
+    for precise in (False, True):
+        with jax.enable_x64(precise):
+            made, expected = as_array(value), jnp.asarray(value)
+            assert jax.typeof(made) == jax.typeof(expected)
+            np.testing.assert_array_equal(made, expected)
+
+
+def test_as_array_of_numbers_runs_no_program(monkeypatch):
+    monkeypatch.setattr(jnp, "asarray", None)
+    for value in (0.1, 3, (0.0, 5.0), np.arange(3)):
+        as_array(value)
+
+
+def test_as_array_leaves_what_is_traced_to_jax():
+    assert jax.jit(lambda x: as_array(x) + as_array((1.0, 2.0)))(jnp.zeros(2)).tolist() == [1, 2]

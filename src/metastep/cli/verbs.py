@@ -59,9 +59,10 @@ def parse(options: type[Options], name: str, arguments: Sequence[str]) -> Option
 
 
 def settle_process() -> None:
-    """What a process of ours keeps: freed memory, and programs, traced and compiled, from one start to the next.
+    """What a process of ours keeps: freed memory, and compiled programs, from one start to the next.
 
-    JAX's own environment variables win, and so do the allocator's. METASTEP_KEEP_PROGRAMS=0 has all traced anew.
+    JAX's own environment variables win, and so do the allocator's. METASTEP_KEEP_PROGRAMS=0 has all traced anew, and
+    compiled unless JAX has cached it.
     """
     keep_freed_memory()
     compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR")

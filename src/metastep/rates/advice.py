@@ -11,6 +11,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from metastep._errors import check_count
 from metastep._kept import kept_jit
+from metastep._trees import as_array
 from metastep._types import Episode, Params
 from metastep.models import Objective
 from metastep.rates.estimates import RatioEstimate, ratio_estimate
@@ -138,7 +139,7 @@ def advise_rates(
     label_free = ratio_estimate(free.second, free.third)
     centre = estimate.value if estimate.value > 0 else label_free.value
     rates = np.concatenate([[0.0], centre * _CURVE_FACTORS])
-    tried = jnp.asarray(rates.astype(jnp.result_type(float)))
+    tried = as_array(rates.astype(jnp.result_type(float)))
     losses = over_tasks(
         lambda p, episode: jax.lax.map(lambda alpha: query_loss(p, episode, alpha), tried), few_keys
     )

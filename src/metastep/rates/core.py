@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from metastep._errors import check_choice, check_positive
-from metastep._trees import scale
+from metastep._trees import as_array, scale
 from metastep._types import Episode, MetaParams, Params, Rate
 from metastep.models import Objective
 from metastep.theory.citations import source
@@ -114,7 +114,7 @@ class LearnedRate(AbstractRate):
         When `start` is not a finite number above 0, or `per` is none of the three.
     """
 
-    start: Float[Array, ""] = eqx.field(converter=jnp.asarray)
+    start: Float[Array, ""] = eqx.field(converter=as_array)
     per: Literal["model", "layer", "parameter"] = eqx.field(static=True, default="model")
 
     def __check_init__(self) -> None:
@@ -159,7 +159,7 @@ class FactoredRate(AbstractRate):
         When `start` is not a finite number above 0.
     """
 
-    start: Float[Array, ""] = eqx.field(converter=jnp.asarray)
+    start: Float[Array, ""] = eqx.field(converter=as_array)
 
     def __check_init__(self) -> None:
         _check_start(self.start)

@@ -14,6 +14,7 @@ import optax.tree_utils as otu
 from jaxtyping import Array, Float, Int
 
 from metastep._errors import check_choice, check_count, check_positive
+from metastep._trees import as_array
 from metastep._types import Episode, MetaParams, Params, Rate
 from metastep.models import Objective
 from metastep.rates.core import AbstractRate, RateState
@@ -108,7 +109,7 @@ class EstimatedRate(AbstractWatchingRate):
     restrict : zeroes the gradient of parameters the inner loop leaves alone (ANIL)
     """
 
-    start: Float[Array, ""] = eqx.field(converter=jnp.asarray)
+    start: Float[Array, ""] = eqx.field(converter=as_array)
     estimate: Literal["label-free", "label-aware"] = eqx.field(static=True, default="label-free")
     never_decreasing: bool = eqx.field(static=True, default=False)
     decay: float = eqx.field(static=True, default=0.99)
@@ -166,7 +167,7 @@ class EdgeRate(AbstractWatchingRate):
     decay, num_tasks, restrict : as in `EstimatedRate`
     """
 
-    start: Float[Array, ""] = eqx.field(converter=jnp.asarray)
+    start: Float[Array, ""] = eqx.field(converter=as_array)
     share: float = eqx.field(static=True, default=0.5)
     decay: float = eqx.field(static=True, default=0.99)
     num_tasks: int = eqx.field(static=True, default=4)
@@ -230,7 +231,7 @@ class AnilOnlineRate(AbstractWatchingRate):
     decay : weight of the past, in [0, 1)
     """
 
-    start: Float[Array, ""] = eqx.field(converter=jnp.asarray)
+    start: Float[Array, ""] = eqx.field(converter=as_array)
     features: Callable[[Params, Array], Array] = eqx.field(static=True)
     reading: Literal["mean square", "variance"] = eqx.field(static=True, default="mean square")
     normalise: bool = eqx.field(static=True, default=True)

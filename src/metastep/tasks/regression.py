@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from metastep._errors import check_count
+from metastep._trees import as_array
 from metastep._types import Batch, Episode, Kind
 from metastep.tasks.core import AbstractTaskFamily, check_sizes, split_batch
 from metastep.theory.citations import source
@@ -54,10 +55,10 @@ class Sinusoid(AbstractRegression):
     shots: int = eqx.field(static=True, default=10)
     queries: int = eqx.field(static=True, default=10)
     curvature: int = eqx.field(static=True, default=0)
-    amplitude: Float[Array, "2"] = eqx.field(converter=jnp.asarray, default=(0.1, 5.0))
-    phase: Float[Array, "2"] = eqx.field(converter=jnp.asarray, default=(0.0, jnp.pi))
-    inputs: Float[Array, "2"] = eqx.field(converter=jnp.asarray, default=(-5.0, 5.0))
-    noise: Float[Array, ""] = eqx.field(converter=jnp.asarray, default=0.0)
+    amplitude: Float[Array, "2"] = eqx.field(converter=as_array, default=(0.1, 5.0))
+    phase: Float[Array, "2"] = eqx.field(converter=as_array, default=(0.0, jnp.pi))
+    inputs: Float[Array, "2"] = eqx.field(converter=as_array, default=(-5.0, 5.0))
+    noise: Float[Array, ""] = eqx.field(converter=as_array, default=0.0)
 
     def __check_init__(self) -> None:
         check_sizes(shots=self.shots, queries=self.queries, curvature=self.curvature)
@@ -165,14 +166,14 @@ class MixedLinear(AbstractRegression):
     Bernacchia (2021), section 4; Zou et al. (2022), section 2 (mixed linear regression).
     """
 
-    centre: Float[Array, " dim"] = eqx.field(converter=jnp.asarray)
+    centre: Float[Array, " dim"] = eqx.field(converter=as_array)
     input_size: int = eqx.field(static=True, default=-1)
     features: Callable[[Array], Array] | None = eqx.field(static=True, default=None)
     shots: int = eqx.field(static=True, default=10)
     queries: int = eqx.field(static=True, default=25)
     curvature: int = eqx.field(static=True, default=0)
-    spread: Float[Array, ""] = eqx.field(converter=jnp.asarray, default=1.0)
-    noise: Float[Array, ""] = eqx.field(converter=jnp.asarray, default=0.2)
+    spread: Float[Array, ""] = eqx.field(converter=as_array, default=1.0)
+    noise: Float[Array, ""] = eqx.field(converter=as_array, default=0.2)
 
     def __check_init__(self) -> None:
         check_sizes(shots=self.shots, queries=self.queries, curvature=self.curvature)
@@ -207,12 +208,12 @@ class Quadratic(AbstractRegression):
     Bernacchia (2021), section 5; Zou et al. (2022), appendix H.3.
     """
 
-    centre: Float[Array, " dim"] = eqx.field(converter=jnp.asarray, default=(0.0,))
+    centre: Float[Array, " dim"] = eqx.field(converter=as_array, default=(0.0,))
     shots: int = eqx.field(static=True, default=10)
     queries: int = eqx.field(static=True, default=25)
     curvature: int = eqx.field(static=True, default=0)
-    spread: Float[Array, ""] = eqx.field(converter=jnp.asarray, default=1.0)
-    noise: Float[Array, ""] = eqx.field(converter=jnp.asarray, default=0.2)
+    spread: Float[Array, ""] = eqx.field(converter=as_array, default=1.0)
+    noise: Float[Array, ""] = eqx.field(converter=as_array, default=0.2)
 
     def __check_init__(self) -> None:
         check_sizes(shots=self.shots, queries=self.queries, curvature=self.curvature)

@@ -18,6 +18,7 @@ from metastep.rates import (
     meta_edge,
 )
 from metastep.tasks import batch_of_episodes
+from metastep.train.build import build_learner
 from metastep.train.config import ProblemConfig, TrainConfig, check_config
 from metastep.train.learner import loss_after, side_by_side
 from metastep.train.problem import (
@@ -29,6 +30,7 @@ from metastep.train.problem import (
 )
 from metastep.train.rehearse import Announce, Rehearsals, rehearsal_length, rehearse
 from metastep.train.sharpness import SHARE_OF_EDGE
+from metastep.train.step import compile_advance
 
 _EDGE_TASKS, _LANCZOS = 32, 20
 
@@ -83,6 +85,14 @@ def choose_rates(
     }
 
 
+def read_program_ahead(config: TrainConfig, task_set: TaskSet) -> None:
+    """Begin to read the training program from where it is kept: measuring the rate it starts with takes as long."""
+    known = _meta_lr_unmeasured(config)
+    if known is not None:
+        at_any_rate = build_learner(config, task_set.description, alpha=1.0, meta_lr=known[0])
+        compile_advance(at_any_rate).read_ahead()
+
+
 def _measured(config: TrainConfig, advice: RateAdvice) -> dict[str, Any]:
     """What was measured as a record; a rate that is learned may start elsewhere."""
     record = to_plain(advice)
@@ -109,10 +119,9 @@ def _after_rehearsals(config: TrainConfig, rehearsals: Rehearsals, reason: str) 
 
 def choose_meta_lr(config: TrainConfig, task_set: TaskSet, alpha: float) -> tuple[float, str]:
     """The meta rate of a run and why: given, a share of its stability edge, or the default of the optimiser."""
-    if config.meta_lr != "auto":
-        return config.meta_lr, "given by the user"
-    if config.optimizer not in SHARE_OF_EDGE or config.algorithm == "reptile":
-        return default_meta_lr(config.optimizer, config.iterations)
+    known = _meta_lr_unmeasured(config)
+    if known is not None:
+        return known
     keys = split_keys(config.seed)
     model = build_model(config, task_set.description)
     objective, adapter = build_inner_loop(config, model, task_set.description)
@@ -139,3 +148,12 @@ def choose_meta_lr(config: TrainConfig, task_set: TaskSet, alpha: float) -> tupl
         f"{share:.3g} of {edge.beta_max:.3g}, the largest rate at which {config.optimizer} is stable at the starting "
         f"parameters (Lanczos on the meta-Hessian), and measured again at each validation"
     )
+
+
+def _meta_lr_unmeasured(config: TrainConfig) -> tuple[float, str] | None:
+    """The meta rate and why, where it is given or depends on the optimiser alone."""
+    if config.meta_lr != "auto":
+        return config.meta_lr, "given by the user"
+    if config.optimizer not in SHARE_OF_EDGE or config.algorithm == "reptile":
+        return default_meta_lr(config.optimizer, config.iterations)
+    return None

@@ -93,6 +93,8 @@ def replicate(mesh: Mesh | None, tree: Tree) -> Tree:
     everywhere = NamedSharding(mesh, P())
 
     def put(leaf: Any) -> Any:
+        if isinstance(leaf, int):
+            leaf = jnp.asarray(leaf)
         if isinstance(leaf, jax.Array) and leaf.sharding == everywhere:
             return leaf
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

@@ -1,6 +1,7 @@
 """What happens when a loop leaves the finite numbers: who is to blame, and going back with a lower rate."""
 
 import dataclasses
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -52,6 +53,11 @@ def examine(before: TrainState, after: TrainState, outcomes: TaskOutcome) -> Ver
     """The verdict on one meta-step."""
     losses = outcomes.loss.astype(after.reference.dtype)
     return Verdict(diagnose(before, after, outcomes).astype(int), losses)
+
+
+def told(after: TrainState) -> dict[str, Any]:
+    """The part of a failed state that `recover` looks at."""
+    return {name: getattr(after, name) for name in ("iteration", "reference", "rate_state")}
 
 
 def recover(

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
@@ -182,7 +181,7 @@ def run_loop(
                 checkpoints.save(iteration, local(mesh, state))
                 saved_at, patience = time.monotonic(), schedule.checkpoint_seconds
             until = min(schedule.next_stop(iteration, room), iteration + steps)
-            bounds = jnp.asarray(until), jnp.asarray(schedule.window(iteration))
+            bounds = until, schedule.window(iteration)
             before, began = state, time.monotonic()
             state, ended, now = jax.block_until_ready(
                 advance.with_rows(train_tasks, training_key, *replicate(mesh, (state, *bounds)))
@@ -245,7 +244,8 @@ def falling(state: TrainState) -> dict[str, Any]:
 def latest(learner: Learner, rows: Row, now: Row, pace: Pace) -> dict[str, float]:
     """What progress shows: the open window, or the last row where it is still empty."""
     closed = not now.window.steps and len(rows.iteration)
-    shown = rows if closed else jax.tree.map(lambda leaf: leaf[None], now)
+    which, index = (rows, slice(-1, None)) if closed else (now, None)
+    shown = jax.tree.map(lambda leaf: leaf[index], which)
     return described(learner, shown, pace)[-1]
 
 

@@ -17,7 +17,7 @@ from metastep.models import warn_of_native_convolution
 from metastep.rates import FactoredRate, FixedRate, LearnedRate, schedule_factor
 from metastep.tasks import AbstractTaskFamily
 from metastep.train.devices import draw_episodes, gathered, mean_over_devices
-from metastep.train.guard import Verdict, examine, recover
+from metastep.train.guard import Verdict, examine, recover, told
 from metastep.train.learner import Learner, rates_in_force
 from metastep.train.state import (
     HEALTHY,
@@ -104,8 +104,8 @@ def _record(window: Window, outcomes: TaskOutcome, gradient_norm: Array) -> Wind
     )
 
 
-# The state, the step to go to next, and a failure yet to be mended: the state it led to, and the verdict on it.
-_Carry = tuple[TrainState, Array, TrainState, Verdict]
+# The state, the step to go to next, and a failure yet to be mended: what it led to, and the verdict on it.
+_Carry = tuple[TrainState, Array, dict[str, Any], Verdict]
 
 
 def advance(
@@ -133,18 +133,19 @@ def advance(
         ahead, found = _while_healthy(learner, family, key, state, limit)
 
         def arrived() -> _Carry:
+            after = dataclasses.replace(ahead, **failed)
             mended = jax.lax.cond(
-                verdict.healthy, lambda: ahead, lambda: recover(learner, ahead, failed, verdict)
+                verdict.healthy, lambda: ahead, lambda: recover(learner, ahead, after, verdict)
             )
             return mended, until, failed, Verdict.before_any(learner, state)
 
         def again() -> _Carry:
-            return state, ahead.iteration - 1, ahead, found
+            return state, ahead.iteration - 1, told(ahead), found
 
         return jax.lax.cond(found.healthy, arrived, again)
 
     until = jnp.asarray(until, state.iteration.dtype)
-    start = state, until, state, Verdict.before_any(learner, state)
+    start = state, until, told(state), Verdict.before_any(learner, state)
     return jax.lax.while_loop(unfinished, stretch, start)[0]
 
 
@@ -272,8 +273,11 @@ def advance_with_rows(
         )
 
     until, every = (jnp.asarray(given, state.iteration.dtype) for given in (until, every))
-    none = Rows.none(learner, state)
+    best, none = state.best, Rows.none(learner, state)
+    # What only validation changes does not go round: the program is the smaller for it, and is read sooner.
+    state = dataclasses.replace(state, best=None)
     state, rows = jax.lax.while_loop(unfinished, to_next_row, (state, none))
+    state = dataclasses.replace(state, best=best)
     return state, *gathered(learner.mesh, (rows, Row.at(learner, state)))
 
 
@@ -303,6 +307,10 @@ class Advance:
     ) -> tuple[TrainState, Rows, Row]:
         """The same program, which also takes the rows that end on the way."""
         return self.program(family, key, state, until, every)
+
+    def read_ahead(self) -> None:
+        """Begin to read what is kept of it, while other things are done."""
+        self.program.read_ahead()
 
     def lower(self, *arguments: Any) -> Any:
         """As that of a jitted function."""
