@@ -8,7 +8,7 @@ os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Compiling is most of the suite's time: little of it is spent on programs that run for a moment, the newer way of
-# fusing would double it on CPU, and a program in one piece, with no trace of where it comes from, takes a tenth less.
+# fusing would double it on CPU, and a program in one piece, with no trace of where it comes from, takes less still.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS", "0")
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")

@@ -70,7 +70,7 @@ def test_every_point_of_the_curve_is_an_adaptation_of_so_many_steps(trained):
     _, run = trained
     whole, _ = evaluate_run(run, num_tasks=40, steps=3)
     assert 0 < whole.curve[1].halved < 40
-    for steps in (1, 2):  # each is another program
+    for steps in (0, 1, 2):
         alone, _ = evaluate_run(run, num_tasks=40, steps=steps)
         assert alone.after.halved == whole.curve[steps].halved
         assert alone.after.loss.mean == pytest.approx(whole.curve[steps].loss.mean, rel=1e-9)
