@@ -100,6 +100,16 @@ def test_scale_chooses_the_configuration(tmp_path):
     assert len(read_json(tmp_path / "toy" / "records.json")["curve"]["x"]) == 40
 
 
+def test_reduced_is_the_paper_s_own_scale_where_nothing_is_reduced(tmp_path):
+    record = runner.run_experiment(TOY, tmp_path, scale="reduced")
+    assert record["scale"] == "paper"
+    assert "--scale paper" in record["command"]
+    smaller = dataclasses.replace(TOY, reduced=Config(20))
+    record = runner.run_experiment(smaller, tmp_path, scale="reduced")
+    assert record["scale"] == "reduced"
+    assert len(read_json(tmp_path / "toy" / "records.json")["curve"]["x"]) == 20
+
+
 _LITTLE = "jax_disable_most_optimizations"
 
 
@@ -345,6 +355,18 @@ def test_page_says_what_was_too_long_to_run(tmp_path, monkeypatch):
     assert said not in _page(
         tmp_path, _result("toy", "holds"), _result("toy", "holds", scale="paper")
     )
+
+
+def test_a_reduced_run_is_shown_with_its_cost_and_beside_the_quick_one(tmp_path):
+    quick, reduced = (
+        _result("toy", "not tested"),
+        _result("toy", "holds", scale="reduced", cpu_seconds=4321),
+    )
+    text = _page(tmp_path, quick, reduced)
+    assert "scale `reduced`. 4,321 processor seconds. The scale of the paper was not run" in text
+    assert "Claims: 1 holds;" in text
+    assert "- a \\| b\\_c: **not tested**" in text
+    assert "| [toy](#toy) | A toy | 1 |  |  |  | 2 |  |  |  |" in text
 
 
 def test_the_page_keeps_what_no_folder_holds(tmp_path):

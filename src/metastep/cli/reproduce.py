@@ -42,8 +42,9 @@ class ReproduceOptions:
     """Experiments, or all; see --list."""
     out: Path = Path("reproduced")
     """Folder to write to."""
-    scale: Literal["quick", "paper"] = "quick"
-    """quick: seconds each; paper: the paper's own sizes, minutes to hours."""
+    scale: Literal["quick", "reduced", "paper"] = "quick"
+    """quick: seconds each; paper: the paper's own sizes, minutes to a day; reduced: the same, but those that take
+    hours with fewer meta-steps, an hour or two."""
     data: Path | None = None
     """Data root that holds omniglot/. Default: METASTEP_DATA, else the user cache directory."""
     seed: int = 0

@@ -146,24 +146,27 @@ def _faster(records: dict[str, Any]) -> Claim:
     return Claim(text, source, test, verdict_of(anil < maml), evidence)
 
 
+_PAPER = Config(
+    ways=20,
+    shots=1,
+    queries=1,
+    steps=5,
+    alpha=2.0,
+    meta_lr=1e-3,
+    tasks_per_step=16,
+    iterations=60_000,
+    hidden=(),
+    test_tasks=600,
+    evaluations=20,
+)
+
 EXPERIMENT = Experiment(
     name="anil-omniglot",
     title="ANIL against MAML on Omniglot: accuracy and the time of a meta-step",
     paper="raghu2020",
     quick=Config(),
-    paper_scale=Config(
-        ways=20,
-        shots=1,
-        queries=1,
-        steps=5,
-        alpha=2.0,
-        meta_lr=1e-3,
-        tasks_per_step=16,
-        iterations=60_000,
-        hidden=(),
-        test_tasks=600,
-        evaluations=20,
-    ),
+    paper_scale=_PAPER,
+    reduced=dataclasses.replace(_PAPER, iterations=3_000, evaluations=10),
     run=run,
     plot=plot,
     claims=claims,

@@ -13,6 +13,9 @@ from metastep._errors import check_choice
 Verdict = Literal["holds", "holds with a condition", "does not hold", "not tested"]
 VERDICTS: tuple[Verdict, ...] = ("holds", "holds with a condition", "does not hold", "not tested")
 
+Scale = Literal["quick", "reduced", "paper"]
+SCALES: tuple[Scale, ...] = ("quick", "reduced", "paper")
+
 Tell = Callable[[str, int, int], None]
 """Told what is being done, and how many of how many parts are done."""
 
@@ -80,6 +83,7 @@ class Experiment:
     title : what it shows, on one line
     paper : key of the paper in `metastep.theory.citations.BIBLIOGRAPHY`
     quick, paper_scale : configurations for seconds, and with the paper's own sizes
+    reduced : that of the paper with fewer meta-steps, where those take a day and an hour's worth has something to say
     run : (configuration, seed, report) -> records
     plot : records -> figure
     claims : records -> the paper's claims and their verdicts
@@ -99,6 +103,14 @@ class Experiment:
     float64: bool = True
     needs: Literal["", "omniglot"] = ""
     cost: str = ""
+    reduced: Any = None
+
+    def at(self, scale: Scale) -> tuple[Any, Scale]:
+        """The configuration for a scale, and which scale that is: the paper's where nothing is reduced."""
+        if scale == "reduced" and self.reduced is None:
+            scale = "paper"
+        configs = {"quick": self.quick, "reduced": self.reduced, "paper": self.paper_scale}
+        return configs[scale], scale
 
 
 def verdict_of(holds: bool, with_condition: bool = False) -> Verdict:

@@ -17,14 +17,18 @@ from PIL import Image
 
 from metastep._records import read_json, write_bytes, write_json
 from metastep.experiments import summaries
-from metastep.experiments.core import VERDICTS
-from metastep.experiments.runner import FINISHED, SCALES
+from metastep.experiments.core import SCALES, VERDICTS
+from metastep.experiments.runner import FINISHED
 from metastep.report.gallery import in_order, read_results, verdict_counts
 
 DOCS = Path("docs")
 KEPT = "reproduce.json"
 _SHOWN = ("name", "title", "scale", "status", "claims", "files", "cpu_seconds", "peak_memory_mb")
 FIGURES = "figures/reproduce"
+_COSTS = (
+    "quick",
+    "paper",
+)  # scales with columns of their own; what is reduced says it where it is shown
 _WIDTH = 900  # pixels: what a column of text shows
 _COLOURS = 64  # lines and text need no more, and the files stay small
 
@@ -42,11 +46,12 @@ metastep reproduce all --out reproduced --scale paper
 ```
 
 Each experiment writes a folder with the figure (`figure.png`, `figure.svg`), the numbers behind it
-(`records.json`, and its series as `.csv`) and the claims (`claims.json`); `gallery.html` shows all of
-them on one self-contained page. The scale `quick` takes seconds each; `paper` takes the paper's own
-sizes. With `--json` the results come as one JSON object on stdout. The exit status is 1 if an
-experiment failed; one whose data are missing counts as not run. Experiments that take hours save what they have
-once a minute; the same command goes on from there after a kill, and ends with the same numbers.
+(`records.json`, and its series as `.csv`) and the claims (`claims.json`); `gallery.html` shows all of them on
+one self-contained page. The scale `quick` takes seconds each; `paper` takes the paper's own sizes, and
+`reduced` the same, but fewer meta-steps where those would take a day. With `--json` the results come as one
+JSON object on stdout. The exit status is 1 if an experiment failed; one whose data are missing counts as not
+run. Experiments that take hours save what they have once a minute; the same command goes on from there after a
+kill, and ends with the same numbers.
 
 Processor seconds do not depend on what else a machine is doing; those of `quick` are mostly compilation, which
 it does with little optimisation.
@@ -67,14 +72,14 @@ def render(runs: list[Run]) -> str:
     total = verdict_counts([claim for run in runs for claim in _shown(run)["claims"]])
     counted = ", ".join(f"{count} {verdict}" for verdict, count in total.items() if count)
     verdicts = " | ".join(verdict.capitalize() for verdict in VERDICTS)
-    costs = " | ".join(f"{scale}: CPU s | MB" for scale in SCALES)
+    costs = " | ".join(f"{scale}: CPU s | MB" for scale in _COSTS)
     quick = sum(run["quick"]["cpu_seconds"] for run in runs if "quick" in run)
     head = (
-        f"## All experiments\n\nClaims: {counted}; of an experiment that was run at the scale of its paper, as "
-        "found there. Processor seconds and the peak memory of the whole process come from the runs this page "
-        f"was made of, compilation included. All of `quick` took {quick:.0f} processor seconds.\n\n"
+        f"## All experiments\n\nClaims: {counted}; of an experiment that was run at the scale of its paper or a "
+        "reduced one, as found there. Processor seconds and the peak memory of the whole process come from the runs "
+        f"this page was made of, compilation included. All of `quick` took {quick:.0f} processor seconds.\n\n"
         f"| Experiment | Shows | {verdicts} | {costs} |\n"
-        f"| --- | --- |{' --- |' * (len(VERDICTS) + 2 * len(SCALES))}\n"
+        f"| --- | --- |{' --- |' * (len(VERDICTS) + 2 * len(_COSTS))}\n"
     )
     sections = [_section(run) for run in runs]
     return "\n".join([_HEAD, head + "\n".join(map(_row, runs)) + "\n", *sections])
@@ -93,7 +98,7 @@ def _row(run: Run) -> str:
         _cell(shown["title"]),
         *(str(count or "") for count in verdict_counts(shown["claims"]).values()),
     ]
-    for scale in SCALES:
+    for scale in _COSTS:
         result = run.get(scale, {"cpu_seconds": None, "peak_memory_mb": None})
         costs = (result.get("cpu_seconds"), result["peak_memory_mb"])
         cells += ["" if cost is None else f"{cost:.0f}" for cost in costs]
@@ -127,9 +132,11 @@ def _not_run(run: Run) -> str:
     """That the scale of the paper was not run, and what it would cost."""
     if "paper" in run:
         return ""
+    reduced = run.get("reduced")
+    spent = f" {reduced['cpu_seconds']:,.0f} processor seconds." if reduced else ""
     costs = {summary.name: summary.cost for summary in summaries()}
     cost = costs.get(_shown(run)["name"], "")
-    return " The scale of the paper was not run" + (f": it takes {cost}." if cost else ".")
+    return f"{spent} The scale of the paper was not run" + (f": it takes {cost}." if cost else ".")
 
 
 def _changed(run: Run) -> list[str]:

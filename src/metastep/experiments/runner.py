@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
@@ -20,11 +20,9 @@ from metastep import experiments
 from metastep._errors import DataError, InputError, check_choice, check_count
 from metastep._records import read_json, to_plain, write_bytes, write_json
 from metastep.datasets.paths import data_root
-from metastep.experiments.core import Experiment, Report, Tell
+from metastep.experiments.core import SCALES, Experiment, Report, Scale, Tell
 from metastep.report.style import save_figure
 
-Scale = Literal["quick", "paper"]
-SCALES: tuple[Scale, ...] = ("quick", "paper")
 FINISHED = "finished"
 RESULT = "result.json"
 _UNFINISHED, _WHOSE, _SPENT = "unfinished", "run.json", "spent.json"
@@ -46,7 +44,7 @@ def run_experiments(
     ----------
     names : experiments; "all" stands for every one
     out : folder; each experiment writes to OUT/NAME
-    scale : "quick" or "paper"
+    scale : "quick", "reduced" or "paper"
     seed : of everything random
     data : data root; None for METASTEP_DATA or the user cache
     tell : name -> progress callback
@@ -111,13 +109,14 @@ def run_experiment(
 
     Returns
     -------
-    name, title, paper, scale, seed, command; status: "finished", "not run: ..." or "failed: ...";
+    name, title, paper, seed, command; scale: that of the paper where nothing is reduced;
+    status: "finished", "not run: ..." or "failed: ...";
     claims; files, relative to OUT; seconds, by the clock, and cpu_seconds, which other programs on the
     machine do not lengthen; peak_memory_mb, the most the process held meanwhile. All with what a killed run spent.
     """
     folder = out / experiment.name
     _remove_earlier(out, folder)
-    config = experiment.quick if scale == "quick" else experiment.paper_scale
+    config, scale = experiment.at(scale)
     unfinished = _unfinished(folder / _UNFINISHED, {"config": to_plain(config), "seed": seed})
     measured = _Measured(unfinished / _SPENT)
 

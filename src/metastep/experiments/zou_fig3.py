@@ -180,23 +180,26 @@ def _is_estimate(records: dict[str, Any], name: str) -> Claim:
     )
 
 
+_PAPER = Config(
+    ways=20,
+    filters=64,
+    tasks_per_step=16,
+    iterations=15_000,
+    evaluations=30,
+    steps=5,
+    meta_lr=1e-3,
+    arms=tuple(_ARMS),
+    seeds=3,
+    test_tasks=600,
+)
+
 EXPERIMENT = Experiment(
     name="zou-fig3",
     title="ANIL on Omniglot: the default rate against the online estimate",
     paper="zou2022",
     quick=Config(),
-    paper_scale=Config(
-        ways=20,
-        filters=64,
-        tasks_per_step=16,
-        iterations=15_000,
-        evaluations=30,
-        steps=5,
-        meta_lr=1e-3,
-        arms=tuple(_ARMS),
-        seeds=3,
-        test_tasks=600,
-    ),
+    paper_scale=_PAPER,
+    reduced=dataclasses.replace(_PAPER, iterations=3_000, evaluations=15),
     run=run,
     plot=plot,
     claims=claims,
