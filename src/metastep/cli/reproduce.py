@@ -43,8 +43,8 @@ class ReproduceOptions:
     out: Path = Path("reproduced")
     """Folder to write to."""
     scale: Literal["quick", "reduced", "paper"] = "quick"
-    """quick: seconds each; paper: the paper's own sizes, minutes to a day; reduced: the same, but those that take
-    hours with fewer meta-steps, an hour or two."""
+    """quick: seconds each; paper: the paper's own sizes, minutes to a day; reduced: the same, but fewer
+    meta-steps, ways or arms where those would take a day."""
     data: Path | None = None
     """Data root that holds omniglot/. Default: METASTEP_DATA, else the user cache directory."""
     seed: int = 0

@@ -25,10 +25,8 @@ DOCS = Path("docs")
 KEPT = "reproduce.json"
 _SHOWN = ("name", "title", "scale", "status", "claims", "files", "cpu_seconds", "peak_memory_mb")
 FIGURES = "figures/reproduce"
-_COSTS = (
-    "quick",
-    "paper",
-)  # scales with columns of their own; what is reduced says it where it is shown
+# The scales that have columns; what a reduced run took stands where it is shown.
+_COSTS = ("quick", "paper")
 _WIDTH = 900  # pixels: what a column of text shows
 _COLOURS = 64  # lines and text need no more, and the files stay small
 
@@ -48,10 +46,10 @@ metastep reproduce all --out reproduced --scale paper
 Each experiment writes a folder with the figure (`figure.png`, `figure.svg`), the numbers behind it
 (`records.json`, and its series as `.csv`) and the claims (`claims.json`); `gallery.html` shows all of them on
 one self-contained page. The scale `quick` takes seconds each; `paper` takes the paper's own sizes, and
-`reduced` the same, but fewer meta-steps where those would take a day. With `--json` the results come as one
-JSON object on stdout. The exit status is 1 if an experiment failed; one whose data are missing counts as not
-run. Experiments that take hours save what they have once a minute; the same command goes on from there after a
-kill, and ends with the same numbers.
+`reduced` the same, but fewer meta-steps, ways or arms where those would take a day. With `--json` the results
+come as one JSON object on stdout. The exit status is 1 if an experiment failed; one whose data are missing
+counts as not run. Experiments that take hours save what they have once a minute; the same command goes on from
+there after a kill, and ends with the same numbers.
 
 Processor seconds do not depend on what else a machine is doing; those of `quick` are mostly compilation, which
 it does with little optimisation.

@@ -199,7 +199,9 @@ EXPERIMENT = Experiment(
     paper="zou2022",
     quick=Config(),
     paper_scale=_PAPER,
-    reduced=dataclasses.replace(_PAPER, iterations=3_000, evaluations=15),
+    reduced=dataclasses.replace(
+        _PAPER, iterations=1_500, arms=("default", "variance", "normalised")
+    ),
     run=run,
     plot=plot,
     claims=claims,
