@@ -15,7 +15,6 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -34,12 +33,8 @@ class Clock(LineObserver):
 
     def progress(self, iteration: int, figures: dict[str, float]) -> None:
         super().progress(iteration, figures)
-        if not self.began:
-            self.began = time.process_time()
-
-    def row(self, row: dict[str, Any]) -> None:
-        super().row(row)
-        self.seconds = time.process_time() - self.began if "validation" not in row else self.seconds
+        self.began = self.began or time.process_time()
+        self.seconds = time.process_time() - self.began
 
 
 def seconds_of(iterations: int, rows: int) -> float:

@@ -68,7 +68,7 @@ class StopAt:
             self.iteration = None
             os.kill(os.getpid(), signal.SIGINT)
 
-    def row(self, row):
+    def rows(self, rows):
         pass
 
 

@@ -131,7 +131,7 @@ class StopAt:
             self.iteration = 10**9
             os.kill(os.getpid(), signal.SIGINT)
 
-    def row(self, row):
+    def rows(self, rows):
         pass
 
 

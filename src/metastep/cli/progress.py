@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,11 +55,12 @@ class BarObserver:
             figures=describe(figures) + self._validation,
         )
 
-    def row(self, row: dict[str, Any]) -> None:
-        if text := remark(row):
-            self._progress.console.print(text)
-        if "validation" in row:
-            self._validation = f"  validation {row['validation']['loss']:.4g}"
+    def rows(self, rows: Sequence[dict[str, Any]]) -> None:
+        for row in rows:
+            if text := remark(row):
+                self._progress.console.print(text)
+            if "validation" in row:
+                self._validation = f"  validation {row['validation']['loss']:.4g}"
 
 
 def remark(row: dict[str, Any]) -> str:
@@ -85,8 +86,8 @@ class LineObserver:
         left = f"  {(self._total - iteration) / speed:.0f} s left" if speed else ""
         self._console.print(f"{iteration}/{self._total}  {describe(figures)}{left}", soft_wrap=True)
 
-    def row(self, row: dict[str, Any]) -> None:
-        if text := remark(row):
+    def rows(self, rows: Sequence[dict[str, Any]]) -> None:
+        for text in filter(None, map(remark, rows)):
             self._console.print(text, soft_wrap=True)
 
 
@@ -104,9 +105,9 @@ class Fanout:
         for observer in self._observers:
             observer.progress(iteration, figures)
 
-    def row(self, row: dict[str, Any]) -> None:
+    def rows(self, rows: Sequence[dict[str, Any]]) -> None:
         for observer in self._observers:
-            observer.row(row)
+            observer.rows(rows)
 
 
 class TensorBoardObserver:
@@ -130,7 +131,12 @@ class TensorBoardObserver:
     def progress(self, iteration: int, figures: dict[str, float]) -> None:
         del iteration, figures
 
-    def row(self, row: dict[str, Any]) -> None:
+    def rows(self, rows: Sequence[dict[str, Any]]) -> None:
+        for row in rows:
+            self._write(row)
+        self._writer.flush()
+
+    def _write(self, row: dict[str, Any]) -> None:
         if text := remark(row):
             self._writer.add_text("remark", text, row["iteration"])
             return
@@ -138,7 +144,6 @@ class TensorBoardObserver:
         for name, value in row.get(prefix, row).items():
             if name != "iteration" and isinstance(value, (int, float)):
                 self._writer.add_scalar(f"{prefix}/{name}", value, row["iteration"])
-        self._writer.flush()
 
 
 @contextmanager

@@ -83,7 +83,7 @@ class Experiment:
     title : what it shows, on one line
     paper : key of the paper in `metastep.theory.citations.BIBLIOGRAPHY`
     quick, paper_scale : configurations for seconds, and with the paper's own sizes
-    reduced : less of the paper's where that takes a day and an hour or two have something to say; None: as the paper's
+    reduced : less of the paper's where that takes a day and an hour can tell something; None: as the paper's
     run : (configuration, seed, report) -> records
     plot : records -> figure
     claims : records -> the paper's claims and their verdicts

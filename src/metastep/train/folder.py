@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,9 @@ class RunFolder:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         write_bytes(self.metrics, text.encode())
 
-    def add_row(self, row: dict[str, Any]) -> None:
-        """Append a row of metrics."""
-        text = json.dumps(to_plain(row), allow_nan=False) + "\n"
+    def add_rows(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Append rows of metrics."""
+        text = "".join(json.dumps(to_plain(row), allow_nan=False) + "\n" for row in rows)
         try:
             file = self.metrics.open("a", encoding="utf-8")
         except FileNotFoundError:

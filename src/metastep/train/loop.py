@@ -4,7 +4,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -73,8 +73,8 @@ class Observer(Protocol):
     def progress(self, iteration: int, figures: dict[str, float]) -> None:
         """After each dispatch: running means of the current window."""
 
-    def row(self, row: dict[str, Any]) -> None:
-        """A row of metrics, in order of iteration."""
+    def rows(self, rows: Sequence[dict[str, Any]]) -> None:
+        """The rows of metrics since the last call, in order of iteration."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,18 +189,12 @@ def run_loop(
             pace.add(until - iteration, time.monotonic() - began)
             ended, now = jax.device_get((ended, now))
             rows, room = ended.taken(), ended.room
-            for record, incidents in zip(
-                described(learner, rows, pace), rows.incidents, strict=True
-            ):
-                share = (record["iteration"] - iteration) / (until - iteration)
-                seconds = began + share * (time.monotonic() - began) - started
-                observer.row(record | {"seconds": round(seconds, 3)})
-                if incidents > reported:
-                    for incident in incident_rows(state, reported)[: incidents - reported]:
-                        observer.row({"iteration": record["iteration"], "incident": incident})
-                reported = incidents
-                if falls_since(learner, state, record["iteration"], schedule):
-                    observer.row({"iteration": record["iteration"], "decision": falling(state)})
+            if len(rows.iteration):
+                span = (iteration, began - started), (until, time.monotonic() - started)
+                records = timed(described(learner, rows, pace), *span)
+                remarked = with_remarks(learner, state, records, rows.incidents, reported, schedule)
+                observer.rows(list(remarked))
+                reported = rows.incidents[-1]
             if pace.dispatches == 1 and int(state.failure) != HEALTHY:
                 checkpoints.save(iteration, local(mesh, before))
             check_health(learner, state)
@@ -208,11 +202,11 @@ def run_loop(
             observer.progress(iteration, latest(learner, rows, now, pace))
             if iteration % schedule.eval_every == 0 or iteration == schedule.iterations:
                 validation = validate(state)
-                observer.row({"iteration": iteration, "validation": validation})
+                observer.rows([{"iteration": iteration, "validation": validation}])
                 state = with_validation(state, score(validation))
                 if watch is not None:
                     state, edge = watch(local(mesh, state))
-                    observer.row({"iteration": iteration, "edge": edge})
+                    observer.rows([{"iteration": iteration, "edge": edge}])
     state = local(mesh, state)
     checkpoints.save(iteration, state)
     status = "finished" if iteration >= schedule.iterations else "interrupted"
@@ -224,11 +218,41 @@ def last_row(iteration: int, schedule: Schedule) -> int:
     return iteration - iteration % schedule.log_every
 
 
-def falls_since(learner: Learner, state: TrainState, row: int, schedule: Schedule) -> bool:
-    """Whether the meta rate began to fall within the window that this row of metrics ends."""
-    if learner.schedule != "until-flat":
-        return False
-    return last_row(row - 1, schedule) < int(state.trend.flat_since) <= row
+def timed(
+    records: list[dict[str, Any]], began: tuple[int, float], ended: tuple[int, float]
+) -> Iterator[dict[str, Any]]:
+    """The records of a dispatch with the seconds at which each ended, between those of its first and last step."""
+    (first, start), (last, end) = began, ended
+    for record in records:
+        share = (record["iteration"] - first) / (last - first)
+        yield record | {"seconds": round(start + share * (end - start), 3)}
+
+
+def with_remarks(
+    learner: Learner,
+    state: TrainState,
+    records: Iterable[dict[str, Any]],
+    incidents: Sequence[int],
+    reported: int,
+    schedule: Schedule,
+) -> Iterator[dict[str, Any]]:
+    """Each record, followed by rows that say what happened in its window: incidents, and the meta rate's fall.
+
+    Parameters
+    ----------
+    incidents : how many there were in all when each record ended
+    reported : how many have had their row
+    """
+    flat = int(state.trend.flat_since) if learner.schedule == "until-flat" else -1
+    for record, count in zip(records, incidents, strict=True):
+        iteration = record["iteration"]
+        yield record
+        if count > reported:
+            for incident in incident_rows(state, reported)[: count - reported]:
+                yield {"iteration": iteration, "incident": incident}
+            reported = count
+        if last_row(iteration - 1, schedule) < flat <= iteration:
+            yield {"iteration": iteration, "decision": falling(state)}
 
 
 def falling(state: TrainState) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from metastep._errors import DataError, DivergenceError
@@ -271,12 +272,13 @@ class Recorder:
         if self.observer:
             self.observer.progress(iteration, figures)
 
-    def row(self, row: dict[str, Any]) -> None:
-        self.last_validation = row.get("validation", self.last_validation)
+    def rows(self, rows: Sequence[dict[str, Any]]) -> None:
+        for row in rows:
+            self.last_validation = row.get("validation", self.last_validation)
         if self.folder:
-            self.folder.add_row(row)
+            self.folder.add_rows(rows)
         if self.observer:
-            self.observer.row(row)
+            self.observer.rows(rows)
 
 
 def _best_row(folder: RunFolder) -> dict[str, Any] | None:
