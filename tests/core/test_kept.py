@@ -1,5 +1,6 @@
 """Kept programs: read again they give the same bits, what is changed is another one, files may be in any state."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from metastep import _kept
 from metastep._kept import keep_programs, kept_jit
-from metastep.train import RunFolder, TrainConfig, learner, problem, step, train
+from metastep.train import RunFolder, TrainConfig, learner, load_tasks, problem, step, train
+from metastep.train.rehearse import rehearsal
 
 
 @pytest.fixture
@@ -282,15 +284,15 @@ def test_the_oldest_programs_make_room(folder, monkeypatch):
     assert len(files(folder)) < 4
 
 
-def run(out):
+def run(out, **options):
     """A run as in a process that has just started: rates, metrics."""
     step._RECENT.clear()
     learner._kept_init.cache_clear()
-    problem._kept_split.cache_clear()
+    problem._kept_split.programs.clear()
     config = TrainConfig(
         tasks="sinusoid", hidden=(4,), shots=2, queries=2, tasks_per_step=2, iterations=3, eval_tasks=4
     )  # fmt: skip
-    train(config, RunFolder(out))
+    train(dataclasses.replace(config, **options), RunFolder(out))
     timeless = []
     for line in (out / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
@@ -317,3 +319,27 @@ def test_a_run_is_the_same_to_the_bit_with_programs_not_kept_written_and_read(
     assert count >= 6  # the three of the rates, parameters, state, training
     assert read == written
     assert plain == written
+
+
+DEFAULTS = {"optimizer": "relative-adam", "schedule": "until-flat"}
+
+
+@pytest.mark.parametrize("options", [{"seed": 1}, {"iterations": 5}, {"meta_lr": 0.02}], ids=str)
+def test_seed_length_and_meta_rate_are_data_and_no_other_program(tmp_path, folder, options):
+    run(tmp_path / "first", **DEFAULTS)
+    written = files(folder)
+    run(tmp_path / "second", **DEFAULTS | options)
+    assert files(folder) == written
+
+
+def test_a_rehearsal_at_another_measured_rate_is_no_other_program(folder):
+    config = TrainConfig(
+        tasks="sinusoid", hidden=(4,), shots=2, queries=2, tasks_per_step=2, iterations=9
+    )
+    task_set = load_tasks(config)
+    config = problem.filled(config, task_set.description)
+    rehearsal(config, task_set, 0.01, 0.1, 4)(0.01)
+    written = files(folder)
+    step._RECENT.clear()
+    rehearsal(config, task_set, 0.02, 0.1, 4)(0.06)
+    assert files(folder) == written

@@ -114,15 +114,17 @@ def advise_rates(
     # Op by op, each would be compiled.
     keys, few_keys, probe_keys = kept_jit(partial(_keys, num_tasks, few))(key)
 
-    def over_tasks(function: Callable, keys: PRNGKeyArray, *rest):
-        """function(params, episode, ...) for the tasks of these keys, on the host."""
+    def over_tasks(function: Callable, keys: PRNGKeyArray, *rest, shared: tuple = ()):
+        """function(params, episode, ..., *shared) for the tasks of these keys, on the host; `shared` is of all."""
 
         @kept_jit
-        def compute(params, family, keys, rest):
-            one = lambda of_task: function(params, family.sample(of_task[0]), *of_task[1:])  # noqa: E731
+        def compute(params, family, keys, rest, shared):
+            def one(of_task):
+                return function(params, family.sample(of_task[0]), *of_task[1:], *shared)
+
             return jax.lax.map(one, (keys, *rest), batch_size=tasks_at_once or keys.shape[0])
 
-        return jax.device_get(compute(params, family, keys, rest))
+        return jax.device_get(compute(params, family, keys, rest, shared))
 
     def on_query_and_support(p: Params, episode: Episode) -> tuple[AwareTerms, AwareTerms]:
         terms = partial(label_aware_terms, objective, p, restrict=restrict)
@@ -141,7 +143,9 @@ def advise_rates(
     rates = np.concatenate([[0.0], centre * _CURVE_FACTORS])
     tried = as_array(rates.astype(jnp.result_type(float)))
     losses = over_tasks(
-        lambda p, episode: jax.lax.map(lambda alpha: query_loss(p, episode, alpha), tried), few_keys
+        lambda p, episode, tried: jax.lax.map(lambda alpha: query_loss(p, episode, alpha), tried),
+        few_keys,
+        shared=(tried,),
     )
     checked = jax.tree.map(lambda terms: terms[:few], aware)
     curve = _curve(rates, losses, checked)

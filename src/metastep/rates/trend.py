@@ -40,12 +40,10 @@ class Trend(eqx.Module):
     flat_since: Int[Array, ""]
 
     @classmethod
-    def begin(cls, horizon: int) -> "Trend":
+    def begin(cls, horizon: Int[Array, ""] | int) -> "Trend":
         """Before the first meta-step of a run of `horizon`."""
-        zeros = jnp.zeros(_PERIODS)
-        return cls(
-            _later(jnp.asarray(_OPENS * horizon, float)), zeros, zeros, zeros, jnp.full((), -1, int)
-        )
+        zeros, opens = jnp.zeros(_PERIODS), _OPENS * jnp.asarray(horizon, float)
+        return cls(_later(opens), zeros, zeros, zeros, jnp.full((), -1, int))
 
     @source("metastep", "the gain of a doubling of the run, as a share of the loss", "derived")
     def after(

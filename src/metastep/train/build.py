@@ -3,13 +3,18 @@
 from functools import lru_cache
 from typing import Any
 
+import optax
+
 from metastep.rates import make_optimizer, make_rate
 from metastep.train.config import TrainConfig
 from metastep.train.learner import Learner, side_by_side
 from metastep.train.problem import build_inner_loop, build_meta_gradient, build_model
 
-# Optimisers hold nothing, so that two of one name and rate may be the same: then their programs are, too.
-_optimizer = lru_cache(maxsize=8)(make_optimizer)
+
+@lru_cache(maxsize=8)
+def _optimizer(name: str) -> optax.GradientTransformation:
+    """One for each name: it holds nothing, not even its rate, so that a program serves at any."""
+    return make_optimizer(name, 1.0)
 
 
 def build_learner(
@@ -24,7 +29,8 @@ def build_learner(
         adapter=adapter,
         meta_gradient=build_meta_gradient(config),
         rate=make_rate(config.rate, alpha, adapter.restrict),
-        optimizer=_optimizer(config.optimizer, meta_lr),
+        optimizer=_optimizer(config.optimizer),
+        meta_lr=meta_lr,
         tasks_per_step=config.tasks_per_step or 1,
         tasks_at_once=side_by_side(model, config.tasks_at_once, config.tasks_per_step),
         schedule=config.schedule,

@@ -31,6 +31,7 @@ class Learner:
     meta_gradient : how the query loss is differentiated
     rate : where the adaptation rate comes from
     optimizer : the outer optimiser
+    meta_lr : the peak rate that a run starts with, where the optimiser keeps its rate in its state; None: as built
     tasks_per_step : tasks of a meta-step
     tasks_at_once : tasks computed side by side; None for all
     schedule : course of the meta rate over the run, a name in `rates.SCHEDULES`
@@ -45,6 +46,7 @@ class Learner:
     rate: AbstractRate
     optimizer: optax.GradientTransformation
     tasks_per_step: int
+    meta_lr: float | None = None
     tasks_at_once: int | None = None
     schedule: str = "constant"
     back_offs: int = 10

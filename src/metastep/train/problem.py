@@ -3,18 +3,20 @@
 import dataclasses
 import math
 import zlib
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
 from metastep import datasets
 from metastep._errors import DataError, InputError
 from metastep._kept import kept_jit
+from metastep._trees import as_array
 from metastep._types import Params
 from metastep.adapt import GradientAdapter
 from metastep.metagrad import AbstractMetaGradient, Exact, algorithm
@@ -284,17 +286,15 @@ def fingerprint(config: ProblemConfig, task_set: TaskSet) -> str:
 
 def split_keys(seed: int) -> dict[str, jax.Array]:
     """One independent key for each use of randomness, named once."""
-    return _kept_split(seed)()
+    return _kept_split(as_array(np.asarray(seed, np.int64)))  # as `jax.random.key` reads a number
 
 
-@lru_cache(maxsize=8)
-def _kept_split(seed: int) -> Callable[[], dict[str, jax.Array]]:
-    return kept_jit(partial(_split, seed))  # op by op, each would be compiled
-
-
-def _split(seed: int) -> dict[str, jax.Array]:
+def _split(seed: Int[Array, ""]) -> dict[str, jax.Array]:
     names = ("parameters", "rates", "training", "validation", "test", "examples")
     return dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
+
+
+_kept_split = kept_jit(_split)  # op by op, each would be compiled
 
 
 def starting_parameters(model: Model, seed: int) -> Params:

@@ -137,7 +137,8 @@ def rate_map(
         check_positive(name, value)
     for name, count in (("cells", min(cells)), ("iterations", iterations)):
         check_count(name, count)
-    learner = dataclasses.replace(learner, optimizer=make_optimizer(optimizer, meta_lr))
+    outer = make_optimizer(optimizer, meta_lr)
+    learner = dataclasses.replace(learner, optimizer=outer, meta_lr=meta_lr)
     alphas = grid_around(alpha, _ALPHA_STEP, cells[0], cells[0] // 2)
     edge_key, loss_key = jax.random.split(jax.random.key(seed))
     predicted = predict_limits(

@@ -22,7 +22,7 @@ from metastep.train.build import build_learner
 from metastep.train.config import TrainConfig
 from metastep.train.problem import TaskSet, split_keys
 from metastep.train.state import HEALTHY, TrainState, initial_state
-from metastep.train.step import Rows, compile_advance
+from metastep.train.step import Rows, compile_advance, without_start
 
 # Rehearsed rates are this far apart, at most so many of them, and the next one must be better by this share and at
 # this level of a one-sided test.
@@ -112,8 +112,9 @@ def rehearsal(
     keys, advance = split_keys(config.seed), compile_advance(learner)
     start = initial_state(learner, keys["parameters"], steps)
     judged = max(steps // 3, 1)
+    rate_alone = without_start(learner.rate)
     # Op by op, each would be compiled.
-    scaled = kept_jit(lambda *given: learner.rate.scaled(*given))
+    scaled = kept_jit(lambda *given: rate_alone.scaled(*given))
 
     def train_until(state: TrainState, until: int, every: int) -> tuple[TrainState, Rows]:
         return advance.with_rows(task_set.splits.train, keys["rates"], state, until, every)[:2]

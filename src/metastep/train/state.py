@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from metastep._kept import kept_jit
+from metastep._trees import as_array
 from metastep._types import MetaParams, Params
-from metastep.rates import Trend
+from metastep.rates import AbstractRate, Trend
 from metastep.train.learner import Learner, first_parameters
 
 HEALTHY, INNER_LOOP, OUTER_LOOP = 0, 1, 2
@@ -141,16 +142,31 @@ def initial_state(learner: Learner, key: PRNGKeyArray, horizon: int = 0) -> Trai
     horizon : meta-steps that the schedule of the meta rate is spread over; of no account if that is constant
     """
     params = first_parameters(learner.model, key)
-    begin = kept_jit(lambda params: without_weak_types(_initial_state(learner, params, horizon)))
-    return begin(params)
+    # What differs from run to run is handed over: written into the program it would make another one of it.
+    start, rate = eqx.partition(learner.rate, eqx.is_array)
+    parts = dataclasses.replace(learner, rate=rate, meta_lr=None)
+    meta_lr = None if learner.meta_lr is None else as_array(learner.meta_lr)
+
+    @kept_jit
+    def begin(params: Params, start: AbstractRate, meta_lr: Array | None, horizon: Array):
+        learner = dataclasses.replace(parts, rate=eqx.combine(start, rate))
+        return without_weak_types(_initial_state(learner, params, meta_lr, horizon))
+
+    return begin(params, start, meta_lr, as_array(horizon))
 
 
-def _initial_state(learner: Learner, params: Params, horizon: int) -> TrainState:
+def _initial_state(
+    learner: Learner, params: Params, meta_lr: Array | None, horizon: Array
+) -> TrainState:
     rates, rate_state = learner.rate.init(params)
     meta = MetaParams(params, rates)
     with jax.numpy_dtype_promotion("standard"):
-        optimizer_state = learner.optimizer.init(meta)  # pyright: ignore[reportArgumentType]
+        optimizer_state: Any = learner.optimizer.init(meta)  # pyright: ignore[reportArgumentType]
     hyperparams = getattr(optimizer_state, "hyperparams", {})
+    if meta_lr is not None and "learning_rate" in hyperparams:
+        known = hyperparams["learning_rate"]
+        hyperparams = hyperparams | {"learning_rate": meta_lr.astype(known.dtype)}
+        optimizer_state = optimizer_state._replace(hyperparams=hyperparams)
     return TrainState(
         iteration=jnp.zeros((), int),
         meta=meta,
@@ -161,7 +177,7 @@ def _initial_state(learner: Learner, params: Params, horizon: int) -> TrainState
         best=Best(jnp.full((), -jnp.inf), jnp.zeros((), int), meta, rate_state),
         reference=jnp.full((), jnp.nan),
         meta_lr=jnp.asarray(hyperparams.get("learning_rate", jnp.nan), float),
-        horizon=jnp.full((), horizon, int),
+        horizon=horizon.astype(int),
         failure=jnp.zeros((), int),
         anchor=Anchor(meta, optimizer_state, rate_state, jnp.full((), jnp.inf)),
         incidents=Incidents.none(),

@@ -14,7 +14,7 @@ from metastep._trees import norm
 from metastep._types import Episode, MetaParams
 from metastep.metagrad import TaskGradient, TaskOutcome
 from metastep.models import warn_of_native_convolution
-from metastep.rates import FactoredRate, FixedRate, LearnedRate, schedule_factor
+from metastep.rates import AbstractRate, FactoredRate, FixedRate, LearnedRate, schedule_factor
 from metastep.tasks import AbstractTaskFamily
 from metastep.train.devices import draw_episodes, gathered, mean_over_devices
 from metastep.train.guard import Verdict, examine, recover, told
@@ -323,16 +323,18 @@ _ONLY_START = (FixedRate, LearnedRate, FactoredRate)
 _RECENT: list[tuple[Learner, Advance]] = []
 
 
+def without_start(rate: AbstractRate) -> AbstractRate:
+    """The same rate without numbers, where these say no more than what a state starts with: so says the state."""
+    return eqx.filter(rate, eqx.is_array, inverse=True) if type(rate) in _ONLY_START else rate
+
+
 def compile_advance(learner: Learner) -> Advance:
     """`advance` for one learner, compiled: (family, key, state, until) -> state.
 
-    The program of the last learner is kept, and serves again for one that differs in nothing but where its rate
-    starts: a run then finds what its rehearsals have traced and loaded.
+    The program of the last learner is kept, and serves again for one that differs in nothing but where its rates
+    start: a run then finds what its rehearsals have traced and loaded.
     """
-    rate = learner.rate
-    if type(rate) in _ONLY_START:
-        rate = eqx.filter(rate, eqx.is_array, inverse=True)
-    parts = dataclasses.replace(learner, rate=rate)
+    parts = dataclasses.replace(learner, rate=without_start(learner.rate), meta_lr=None)
     if not (_RECENT and _same(parts, _RECENT[0][0])):
 
         def run(
