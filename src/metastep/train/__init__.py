@@ -11,8 +11,9 @@ from metastep.train.devices import make_mesh
 from metastep.train.edges import measure_edges, predict_limits
 from metastep.train.evaluate import Evaluation, evaluate, losses_at_rates, predict
 from metastep.train.folder import RunFolder
+from metastep.train.journal import Observer
 from metastep.train.learner import Learner, side_by_side
-from metastep.train.loop import Observer, Outcome, Schedule, run_loop
+from metastep.train.loop import Outcome, Schedule, run_loop
 from metastep.train.memory import Fit, Footprint, fit, footprint
 from metastep.train.new_task import TaskPredictions
 from metastep.train.problem import TaskSet, build_inner_loop, build_model, load_tasks

@@ -4,22 +4,21 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from metastep._errors import DivergenceError
-from metastep.rates.trend import FLAT
 from metastep.tasks import TaskSplits
 from metastep.train.checkpoint import Checkpoints
 from metastep.train.crew import ALONE, Crew
 from metastep.train.devices import local, replicate
 from metastep.train.evaluate import compile_judge
-from metastep.train.guard import incident_rows
+from metastep.train.journal import Journal, Observer, latest
 from metastep.train.learner import Learner, mean_alpha
 from metastep.train.sharpness import EdgeWatch
 from metastep.train.state import (
@@ -29,7 +28,7 @@ from metastep.train.state import (
     current_meta_lr,
     with_validation,
 )
-from metastep.train.step import Row, compile_advance
+from metastep.train.step import compile_advance
 
 # A dispatch lasts about this long: short enough for a live display and a prompt Ctrl-C, long enough that the
 # host's work between two of them does not show.
@@ -62,19 +61,6 @@ class Schedule:
 def multiple_after(iteration: int, every: int) -> int:
     """The first multiple of `every` that is yet to come."""
     return iteration - iteration % every + every
-
-
-class Observer(Protocol):
-    """Whoever watches a run; every method may be a no-op."""
-
-    def start(self, iteration: int, total: int) -> None:
-        """Before the first dispatch: where the run stands, and how long it is."""
-
-    def progress(self, iteration: int, figures: dict[str, float]) -> None:
-        """After each dispatch: running means of the current window."""
-
-    def rows(self, rows: Sequence[dict[str, Any]]) -> None:
-        """The rows of metrics since the last call, in order of iteration."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,14 +148,10 @@ def run_loop(
     advance, mesh = compile_advance(learner), learner.mesh
     train_tasks, training_key = replicate(mesh, (splits.train, keys["training"]))
     validate = validator(learner, splits, keys["validation"], schedule.eval_tasks)
-    pace, started = Pace(), time.monotonic()
+    pace, journal = Pace(), Journal(learner, state, schedule.log_every, observer)
     iteration, room = int(state.iteration), 1
     # The first checkpoint can wait for the first dispatch: until then, a run begins anew as it began.
-    saved_at, patience = started, schedule.checkpoint_seconds if iteration else 0.0
-    # Incidents are written with the rows of metrics, so those since the last row are still to come.
-    reported = len(
-        [r for r in incident_rows(state) if r["iteration"] <= last_row(iteration, schedule)]
-    )
+    saved_at, patience = time.monotonic(), schedule.checkpoint_seconds if iteration else 0.0
     observer.start(iteration, schedule.iterations)
     with stop_requests() as stop_requested:
         while iteration < schedule.iterations:
@@ -189,17 +171,12 @@ def run_loop(
             pace.add(until - iteration, time.monotonic() - began)
             ended, now = jax.device_get((ended, now))
             rows, room = ended.taken(), ended.room
-            if len(rows.iteration):
-                span = (iteration, began - started), (until, time.monotonic() - started)
-                records = timed(described(learner, rows, pace), *span)
-                remarked = with_remarks(learner, state, records, rows.incidents, reported, schedule)
-                observer.rows(list(remarked))
-                reported = rows.incidents[-1]
+            journal.add(state, rows, pace.per_second, iteration, began)
             if pace.dispatches == 1 and int(state.failure) != HEALTHY:
                 checkpoints.save(iteration, local(mesh, before))
             check_health(learner, state)
             iteration = until
-            observer.progress(iteration, latest(learner, rows, now, pace))
+            observer.progress(iteration, latest(learner, rows, now, pace.per_second))
             if iteration % schedule.eval_every == 0 or iteration == schedule.iterations:
                 validation = validate(state)
                 observer.rows([{"iteration": iteration, "validation": validation}])
@@ -211,92 +188,6 @@ def run_loop(
     checkpoints.save(iteration, state)
     status = "finished" if iteration >= schedule.iterations else "interrupted"
     return Outcome(status, state, pace.per_second)
-
-
-def last_row(iteration: int, schedule: Schedule) -> int:
-    """The iteration of the last row of metrics."""
-    return iteration - iteration % schedule.log_every
-
-
-def timed(
-    records: list[dict[str, Any]], began: tuple[int, float], ended: tuple[int, float]
-) -> Iterator[dict[str, Any]]:
-    """The records of a dispatch with the seconds at which each ended, between those of its first and last step."""
-    (first, start), (last, end) = began, ended
-    for record in records:
-        share = (record["iteration"] - first) / (last - first)
-        yield record | {"seconds": round(start + share * (end - start), 3)}
-
-
-def with_remarks(
-    learner: Learner,
-    state: TrainState,
-    records: Iterable[dict[str, Any]],
-    incidents: Sequence[int],
-    reported: int,
-    schedule: Schedule,
-) -> Iterator[dict[str, Any]]:
-    """Each record, followed by rows that say what happened in its window: incidents, and the meta rate's fall.
-
-    Parameters
-    ----------
-    incidents : how many there were in all when each record ended
-    reported : how many have had their row
-    """
-    flat = int(state.trend.flat_since) if learner.schedule == "until-flat" else -1
-    for record, count in zip(records, incidents, strict=True):
-        iteration = record["iteration"]
-        yield record
-        if count > reported:
-            for incident in incident_rows(state, reported)[: count - reported]:
-                yield {"iteration": iteration, "incident": incident}
-            reported = count
-        if last_row(iteration - 1, schedule) < flat <= iteration:
-            yield {"iteration": iteration, "decision": falling(state)}
-
-
-def falling(state: TrainState) -> dict[str, Any]:
-    """What was decided when the loss was found flat, and why."""
-    since = int(state.trend.flat_since)
-    text = (
-        f"meta-step {since}: the training loss is flat (twice the meta-steps lower it by less than {FLAT:.0%}); "
-        "the meta rate falls from here on, to 0 at the end of the run"
-    )
-    return {"iteration": since, "text": text}
-
-
-def latest(learner: Learner, rows: Row, now: Row, pace: Pace) -> dict[str, float]:
-    """What progress shows: the open window, or the last row where it is still empty."""
-    closed = not now.window.steps and len(rows.iteration)
-    which, index = (rows, slice(-1, None)) if closed else (now, None)
-    shown = jax.tree.map(lambda leaf: leaf[index], which)
-    return described(learner, shown, pace)[-1]
-
-
-def described(learner: Learner, rows: Row, pace: Pace) -> list[dict[str, Any]]:
-    """A record for each row: means over its window, the rates in force, and where nine tenths of the alphas lie."""
-    with np.errstate(
-        divide="ignore", invalid="ignore"
-    ):  # as `learner.mean_alpha`: 0 if one of them is
-        alphas = np.exp(np.mean(np.log(rows.alphas), axis=-1))
-    spread = np.quantile(rows.alphas, [0.05, 0.95], axis=-1) if rows.alphas.shape[-1] > 1 else None
-    window, records = rows.window, []
-    for n, iteration in enumerate(rows.iteration):
-        count = max(int(window.steps[n]), 1)
-        means = {
-            "loss": float(window.loss[n]) / count,
-            "loss_before": float(window.loss_before[n]) / count,
-            "accuracy": float(window.metric[n]) / count if learner.objective.metric else math.nan,
-            "alpha": float(alphas[n]),
-            "meta_lr": float(rows.meta_lr[n]) or math.nan,
-            "grad_norm": float(window.gradient_norm[n]) / count,
-            "steps_per_second": round(pace.per_second, 3),
-        }
-        record = {name: value for name, value in means.items() if not math.isnan(value)}
-        if spread is not None:
-            record |= {"alpha_low": float(spread[0, n]), "alpha_high": float(spread[1, n])}
-        records.append({"iteration": int(iteration)} | record)
-    return records
 
 
 def validator(learner: Learner, splits: TaskSplits, key: PRNGKeyArray, num_tasks: int):

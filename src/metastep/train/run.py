@@ -19,7 +19,8 @@ from metastep.train.config import (
 from metastep.train.crew import ALONE, Crew
 from metastep.train.examples import example_tasks
 from metastep.train.folder import RunFolder, read_options
-from metastep.train.loop import Observer, Schedule, run_loop, score
+from metastep.train.journal import Observer
+from metastep.train.loop import Schedule, run_loop, score
 from metastep.train.memory import keep_within_limit
 from metastep.train.own import with_own
 from metastep.train.problem import (

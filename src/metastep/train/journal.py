@@ -1,0 +1,116 @@
+"""What a run says of itself while it goes: rows of metrics, and the figures that progress shows."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from metastep.rates.trend import FLAT
+from metastep.train.guard import incident_rows
+from metastep.train.learner import Learner
+from metastep.train.state import TrainState
+from metastep.train.step import Row
+
+
+class Observer(Protocol):
+    """Whoever watches a run; every method may be a no-op."""
+
+    def start(self, iteration: int, total: int) -> None:
+        """Before the first dispatch: where the run stands, and how long it is."""
+
+    def progress(self, iteration: int, figures: dict[str, float]) -> None:
+        """After each dispatch: running means of the current window."""
+
+    def rows(self, rows: Sequence[dict[str, Any]]) -> None:
+        """The rows of metrics since the last call, in order of iteration."""
+
+
+class Journal:
+    """Hands the rows of metrics to an observer, each with its time and followed by what happened in its window."""
+
+    def __init__(self, learner: Learner, state: TrainState, log_every: int, observer: Observer):
+        self._learner, self._log_every, self._observer = learner, log_every, observer
+        self._started = time.monotonic()
+        # Incidents are written with the rows of metrics, so those since the last row are still to come.
+        written = last_row(int(state.iteration), log_every)
+        self._reported = sum(row["iteration"] <= written for row in incident_rows(state))
+
+    def add(
+        self, state: TrainState, rows: Row, steps_per_second: float, first: int, began: float
+    ) -> None:
+        """The rows that ended within a dispatch, which began at meta-step `first` and that time, and ends now."""
+        if not len(rows.iteration):
+            return
+        records, now = described(self._learner, rows, steps_per_second), time.monotonic()
+        for record in records:  # as if all meta-steps had taken the same time
+            share = (record["iteration"] - first) / (int(state.iteration) - first)
+            seconds = began + share * (now - began) - self._started
+            record["seconds"] = round(seconds, 3)
+        self._observer.rows(list(self._with_remarks(state, records, rows.incidents.tolist())))
+
+    def _with_remarks(
+        self, state: TrainState, records: list[dict[str, Any]], incidents: Sequence[int]
+    ) -> Iterator[dict[str, Any]]:
+        """Each record, and rows of what happened in its window; `incidents` counts those until its end."""
+        flat = int(state.trend.flat_since) if self._learner.schedule == "until-flat" else -1
+        for record, count in zip(records, incidents, strict=True):
+            iteration = record["iteration"]
+            yield record
+            if count > self._reported:
+                for incident in incident_rows(state, self._reported)[: count - self._reported]:
+                    yield {"iteration": iteration, "incident": incident}
+            self._reported = count
+            if last_row(iteration - 1, self._log_every) < flat <= iteration:
+                yield {"iteration": iteration, "decision": falling(state)}
+
+
+def last_row(iteration: int, log_every: int) -> int:
+    """The iteration of the last row of metrics."""
+    return iteration - iteration % log_every
+
+
+def falling(state: TrainState) -> dict[str, Any]:
+    """What was decided when the loss was found flat, and why."""
+    since = int(state.trend.flat_since)
+    text = (
+        f"meta-step {since}: the training loss is flat (twice the meta-steps lower it by less than {FLAT:.0%}); "
+        "the meta rate falls from here on, to 0 at the end of the run"
+    )
+    return {"iteration": since, "text": text}
+
+
+def latest(learner: Learner, rows: Row, now: Row, steps_per_second: float) -> dict[str, float]:
+    """What progress shows: the open window, or the last row where it is still empty."""
+    closed = not now.window.steps and len(rows.iteration)
+    which, index = (rows, slice(-1, None)) if closed else (now, None)
+    shown = jax.tree.map(lambda leaf: leaf[index], which)
+    return described(learner, shown, steps_per_second)[-1]
+
+
+def described(learner: Learner, rows: Row, steps_per_second: float) -> list[dict[str, Any]]:
+    """A record for each row: means over its window, the rates in force, and where nine tenths of the alphas lie."""
+    with np.errstate(
+        divide="ignore", invalid="ignore"
+    ):  # as `learner.mean_alpha`: 0 if one of them is
+        alphas = np.exp(np.mean(np.log(rows.alphas), axis=-1))
+    spread = np.quantile(rows.alphas, [0.05, 0.95], axis=-1) if rows.alphas.shape[-1] > 1 else None
+    window, records = rows.window, []
+    for n, iteration in enumerate(rows.iteration):
+        count = max(int(window.steps[n]), 1)
+        means = {
+            "loss": float(window.loss[n]) / count,
+            "loss_before": float(window.loss_before[n]) / count,
+            "accuracy": float(window.metric[n]) / count if learner.objective.metric else math.nan,
+            "alpha": float(alphas[n]),
+            "meta_lr": float(rows.meta_lr[n]) or math.nan,
+            "grad_norm": float(window.gradient_norm[n]) / count,
+            "steps_per_second": round(steps_per_second, 3),
+        }
+        record = {name: value for name, value in means.items() if not math.isnan(value)}
+        if spread is not None:
+            record |= {"alpha_low": float(spread[0, n]), "alpha_high": float(spread[1, n])}
+        records.append({"iteration": int(iteration)} | record)
+    return records
