@@ -21,7 +21,8 @@ from metastep.tasks import AbstractTaskFamily, TaskSplits
 _UNIFORM, _NORMAL = jax.random.uniform, jax.random.normal
 
 
-def _split(x: Array, y: Array, support: int) -> Episode:
+def split(x: Array, y: Array, support: int) -> Episode:
+    """The first `support` examples as support set, the others as query set."""
     return Episode(Batch(x[:support], y[:support]), Batch(x[support:], y[support:]))
 
 
@@ -40,7 +41,7 @@ class Clusters(AbstractTaskFamily):
         centres = _NORMAL(centre_key, (5, 8))
         labels = jnp.tile(jnp.arange(5), 2 * self.shots)
         hidden = centres[labels] + self.spread * _NORMAL(noise_key, (labels.size, 8))
-        return _split(jnp.tanh(2 * hidden @ lift.astype(hidden.dtype)), labels, 5 * self.shots)
+        return split(jnp.tanh(2 * hidden @ lift.astype(hidden.dtype)), labels, 5 * self.shots)
 
 
 class Logistic(AbstractTaskFamily):
@@ -57,7 +58,7 @@ class Logistic(AbstractTaskFamily):
         weights = 2 + 2 * _NORMAL(plane_key, (20,))
         x = scales * _NORMAL(input_key, (2 * self.shots, 20))
         ones = _UNIFORM(label_key, (2 * self.shots,)) < jax.nn.sigmoid(x @ weights)
-        return _split(x, ones.astype(int), self.shots)
+        return split(x, ones.astype(int), self.shots)
 
 
 class Stairs(AbstractTaskFamily):
@@ -73,7 +74,7 @@ class Stairs(AbstractTaskFamily):
         places = _UNIFORM(place_key, (3,), minval=-1, maxval=1)
         heights = _NORMAL(height_key, (4,))
         x = _UNIFORM(input_key, (2 * self.shots, 1), minval=-1, maxval=1)
-        return _split(x, heights[jnp.sum(x > places, axis=1)][:, None], self.shots)
+        return split(x, heights[jnp.sum(x > places, axis=1)][:, None], self.shots)
 
 
 class Pendulums(AbstractTaskFamily):
@@ -92,7 +93,7 @@ class Pendulums(AbstractTaskFamily):
         x = _UNIFORM(input_key, (2 * self.shots, 3), minval=-limits, maxval=limits)
         angle, speed, torque = x.T
         push = torque / (mass * length**2) - friction * speed - 9.8 / length * jnp.sin(angle)
-        return _split(x, jnp.stack([speed + 0.1 * push, push], axis=1), self.shots)
+        return split(x, jnp.stack([speed + 0.1 * push, push], axis=1), self.shots)
 
 
 class Retrieval(AbstractTaskFamily):
@@ -108,7 +109,7 @@ class Retrieval(AbstractTaskFamily):
         question = _NORMAL(secret_key, (4,))
         x = _NORMAL(token_key, (2 * self.shots, 8, 6))
         weights = jax.nn.softmax(2 * x[..., :4] @ question, axis=-1)
-        return _split(x, jnp.sum(weights * x[..., 4], axis=-1, keepdims=True), self.shots)
+        return split(x, jnp.sum(weights * x[..., 4], axis=-1, keepdims=True), self.shots)
 
 
 class Drawings(AbstractTaskFamily):
@@ -126,7 +127,7 @@ class Drawings(AbstractTaskFamily):
         side = image.shape[0]
         pixels = jax.random.choice(pixel_key, side**2, (2 * self.shots,), replace=False)
         places = jnp.stack([pixels // side, pixels % side], axis=1) * (2 / (side - 1)) - 1
-        return _split(places.astype(float), image.reshape(-1, 1)[pixels].astype(float), self.shots)
+        return split(places.astype(float), image.reshape(-1, 1)[pixels].astype(float), self.shots)
 
 
 def drawings() -> TaskSplits:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from awkward_problems import Counts, Outliers, Series, Units, deviance, huber, recurrent
 from metastep.models import linear, mlp
 from metastep.tasks import MixedLinear, Quadratic, Sinusoid
 from own_problems import (
@@ -101,5 +102,14 @@ FAMILIES: dict[str, Family] = {
     "drawings": Family(
         {"tasks": drawings, "model": waves(), "steps": 3}, (3e-2, 3), (100, 300, 1_000), _LONG,
         test_tasks=300,
+    ),
+    # The last four are from `awkward_problems`.
+    "counts": Family({"tasks": Counts, "loss": deviance}, (3e-3, 3e-1), (100, 300, 1_000), _LONG),
+    "outliers": Family(
+        {"tasks": Outliers, "loss": huber, "steps": 2}, (1e-2, 1), (100, 300, 1_000), _LONG
+    ),
+    "units": Family({"tasks": Units}, (1e-4, 1e-1), (100, 300, 1_000), _LONG),
+    "series": Family(
+        {"tasks": Series, "model": recurrent(), "steps": 3}, (1e-2, 1), (100, 300, 1_000), _LONG
     ),
 }  # fmt: skip
