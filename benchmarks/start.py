@@ -3,7 +3,8 @@
     python benchmarks/start.py
 
 Starts the command in fresh processes, as a user would, and reads the clocks whenever it says how far it is. Bytecode
-and compiled programs are kept from the first start, which is not counted, to the next. A second core saves time
+and compiled programs are kept from the first start, which is not counted, to the next. The last command has a new seed
+each time. A second core saves time
 on the wall, as the training program is read on a thread; `taskset -c 1` leaves one. Processor time is that of all
 threads of the process, to a hundredth of a second; on a machine that does other things it is the one to look at.
 Prints a table and writes benchmarks/results/start.json.
@@ -22,24 +23,21 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TICKS = os.sysconf("SC_CLK_TCK")
 # A line that begins so ends the stage; the first meta-step of the run itself is the last one.
+WITH_SHORT_TRAININGS = {
+    "Python, imports, tasks": "measuring alpha",
+    "alpha, first short training": "short training 1",
+    "other short trainings": "alpha",
+    "state, checkpoint, first meta-step": "1/",
+}
+WITHOUT = {
+    "Python, imports, tasks": "measuring alpha",
+    "alpha": "alpha",
+    "state, checkpoint, first meta-step": "1/",
+}
 COMMANDS = {
-    "metastep train sinusoid": (
-        [],
-        {
-            "Python, imports, tasks": "measuring alpha",
-            "alpha, first short training": "short training 1",
-            "other short trainings": "alpha",
-            "state, checkpoint, first meta-step": "1/",
-        },
-    ),
-    "metastep train sinusoid --no-rehearse": (
-        ["--no-rehearse"],
-        {
-            "Python, imports, tasks": "measuring alpha",
-            "alpha": "alpha",
-            "state, checkpoint, first meta-step": "1/",
-        },
-    ),
+    "metastep train sinusoid": WITH_SHORT_TRAININGS,
+    "metastep train sinusoid --no-rehearse": WITHOUT,
+    "metastep train sinusoid --no-rehearse --seed ROUND": WITHOUT,
 }
 
 
@@ -59,10 +57,10 @@ def start(arguments: list[str], stages: dict[str, str], folder: Path) -> dict[st
     }
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     out = tempfile.mkdtemp(dir=folder)
-    command = [sys.executable, "-m", "metastep", "train", "sinusoid", "--out", f"{out}/run"]
+    command = [sys.executable, "-m", *arguments, "--out", f"{out}/run"]
     began, clocks, left = time.perf_counter(), {}, dict(stages)
     child = subprocess.Popen(
-        command + arguments,
+        command,
         env=environment,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -92,9 +90,12 @@ def main() -> None:
     record = {}
     with tempfile.TemporaryDirectory() as kept:
         folder = Path(kept)
-        for name, (arguments, stages) in COMMANDS.items():
-            start(arguments, stages, folder)
-            rounds = [start(arguments, stages, folder) for _ in range(options.rounds)]
+        for name, stages in COMMANDS.items():
+            # Seed 0 is that of the commands before.
+            rounds = [
+                start(name.replace("ROUND", str(number)).split(), stages, folder)
+                for number in range(options.rounds + 1)
+            ][1:]
             print(f"\n{name}\n{'stage':40}{'wall, s':>10}{'processor, s':>14}")
             record[name] = {}
             for stage in rounds[0]:

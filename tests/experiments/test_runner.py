@@ -393,4 +393,6 @@ def test_pictures_of_the_page_are_small(tmp_path):
 def test_help_has_an_example(capsys):
     status, out, _ = verb(capsys, "--help")
     assert status == 0
-    assert "Example: metastep reproduce" in out
+    example = re.search(r"Example: metastep reproduce (.*) --out", out)
+    assert example
+    assert set(example[1].split()) <= set(experiments.names())

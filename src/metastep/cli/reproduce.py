@@ -31,7 +31,7 @@ _VERDICT_STYLES = {
 class ReproduceOptions:
     """Reproduce figures and tables of the papers, and test each claim made about them.
 
-    Example: metastep reproduce zou-fig8 takagi --out reproduced
+    Example: metastep reproduce zou-fig8 takagi-linear --out reproduced
 
     Every experiment writes OUT/NAME with figure.png, figure.svg, records.json, its series as .csv and
     claims.json; OUT/gallery.html shows all of them. The long ones are saved once a minute: the same command goes on
@@ -43,8 +43,7 @@ class ReproduceOptions:
     out: Path = Path("reproduced")
     """Folder to write to."""
     scale: Literal["quick", "reduced", "paper"] = "quick"
-    """quick: seconds each; paper: the paper's own sizes, minutes to a day; reduced: the same, but fewer
-    meta-steps, ways or arms where those would take a day."""
+    """quick: seconds each; paper: the papers' own sizes, up to a day; reduced: those, cut to an hour where longer."""
     data: Path | None = None
     """Data root that holds omniglot/. Default: METASTEP_DATA, else the user cache directory."""
     seed: int = 0
