@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from metastep.rates.trend import FLAT
 from metastep.train.guard import incident_rows
@@ -96,8 +97,7 @@ def described(learner: Learner, rows: Row, steps_per_second: float) -> list[dict
         divide="ignore", invalid="ignore"
     ):  # as `learner.mean_alpha`: 0 if one of them is
         alphas = np.exp(np.mean(np.log(rows.alphas), axis=-1))
-    spread = np.quantile(rows.alphas, [0.05, 0.95], axis=-1) if rows.alphas.shape[-1] > 1 else None
-    window, records = rows.window, []
+    window, spread, records = rows.window, middle(np.asarray(rows.alphas)), []
     for n, iteration in enumerate(rows.iteration):
         count = max(int(window.steps[n]), 1)
         means = {
@@ -110,7 +110,13 @@ def described(learner: Learner, rows: Row, steps_per_second: float) -> list[dict
             "steps_per_second": round(steps_per_second, 3),
         }
         record = {name: value for name, value in means.items() if not math.isnan(value)}
-        if spread is not None:
-            record |= {"alpha_low": float(spread[0, n]), "alpha_high": float(spread[1, n])}
+        if rows.alphas.shape[-1] > 1:
+            record |= {"alpha_low": float(spread[n, 0]), "alpha_high": float(spread[n, 1])}
         records.append({"iteration": int(iteration)} | record)
     return records
+
+
+def middle(alphas: Float[np.ndarray, "rows rates"]) -> Float[np.ndarray, "rows 2"]:
+    """Two rates of each row that nine tenths of them lie between; sorting all is faster than `np.quantile`."""
+    last = alphas.shape[-1] - 1
+    return np.sort(alphas, axis=-1)[:, [math.floor(0.05 * last), math.ceil(0.95 * last)]]
