@@ -249,6 +249,7 @@ def anil(online, default, alpha=1.0):
             [[0.8, 0.9], [0.81, 0.9], [0.8, 0.91]],
             "does not hold",
         ),
+        ([[0.5, 0.6], [0.5, 0.61], [0.52, 0.6]], [[0.8, 0.9]] * 3, "does not hold"),  # one learns
         ([[0.8, 0.9]], [[0.5, 0.9]], "not tested"),  # one seed
         ([[0.4, 0.5]] * 3, [[0.2, 0.5]] * 3, "not tested"),  # hardly trained
     ],
@@ -257,7 +258,7 @@ def test_faster_convergence_needs_seeds_and_training(online, default, verdict):
     assert verdicts(zou_fig3.EXPERIMENT, anil(online, default))[0] == verdict
 
 
-@pytest.mark.parametrize(("alpha", "verdict"), [(1.0, "does not hold"), (1.2, "holds")])
+@pytest.mark.parametrize(("alpha", "verdict"), [(20.0, "does not hold"), (24.0, "holds")])
 def test_a_rate_fixed_by_the_sizes_alone_is_no_estimate(alpha, verdict):
     assert verdicts(zou_fig3.EXPERIMENT, anil([[0.9, 0.9]], [[0.9, 0.9]], alpha))[2] == verdict
 

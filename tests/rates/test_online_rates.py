@@ -95,18 +95,18 @@ def test_a_measurement_that_is_not_finite_is_not_remembered():
     assert float(rate.alpha(W, after)) == float(rate.alpha(W, good))
 
 
-@pytest.mark.parametrize("reading", ["mean square", "variance"])
-def test_the_anil_rate_is_the_printed_running_mean(reading):
+@pytest.mark.parametrize(("reading", "factor"), [("mean square", 1.0), ("variance", 4.0)])
+def test_the_anil_rate_is_the_printed_running_mean(reading, factor):
     model = conv4((16, 16, 1), 4, filters=6)
     params = model.init(jax.random.key(0))
     x = jnp.asarray(RNG.uniform(size=(2, 4, 16, 16, 1)))
     episodes = Episode(Batch(x, jnp.zeros((2, 4), int)), Batch(x, jnp.zeros((2, 4), int)))
-    rate = AnilOnlineRate(1.5, features=model.features, reading=reading)
+    rate = AnilOnlineRate(1.5, features=model.features, reading=reading, loss_factor=factor)
     state = rate.update(rate.init(params)[1], LINEAR, MetaParams(params), episodes)
     features = np.stack([np.asarray(model.features(params, task)) for task in x])
     features = features / np.linalg.norm(features, axis=-1, keepdims=True)
     spread = (features**2).mean() if reading == "mean square" else features.var()
-    expected = 0.9 * 1.5 + 0.1 / (2 * 4 * spread)
+    expected = 0.9 * 1.5 + 0.1 * factor / (2 * 4 * spread)
     np.testing.assert_allclose(rate.alpha(MetaParams(params), state), expected, rtol=1e-6)
     if reading == "mean square":  # the finding: normalised features leave nothing to measure
         np.testing.assert_allclose(spread, 1 / 6, rtol=1e-6)

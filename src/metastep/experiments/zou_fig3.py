@@ -31,14 +31,14 @@ _ARMS: dict[str, tuple[str, bool, Reading | None, str]] = {
     "normalised": ("default rate, features normalised", True, None, style.GREY),
     "square": ("online, mean square of entries", True, "mean square", style.VERMILLION),
 }
-_ENOUGH = 0.8  # accuracy below which a network has learned too little for its rate to matter
+_ENOUGH = 0.8  # accuracy below which both have learned too little for their rates to matter
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A miniature; the published setting takes hours. `default` is the published 0.1 times the ways.
 
-    The published loss sums over ways, ours is a mean.
+    The published loss sums over ways, ours is a mean: both the default and the online rate are multiplied.
     """
 
     ways: int = 5
@@ -103,7 +103,10 @@ def _learner(plain: Learner, config: Config, name: str) -> Learner:
     if reading is not None:
         assert model.features is not None  # conv4 has them
         rate = AnilOnlineRate(
-            start=config.default * config.ways, features=model.features, reading=reading
+            start=config.default * config.ways,
+            features=model.features,
+            reading=reading,
+            loss_factor=config.ways,
         )
     objective = dataclasses.replace(plain.objective, apply=model.apply)
     return dataclasses.replace(plain, model=model, objective=objective, rate=rate)
@@ -144,7 +147,7 @@ def _faster(records: dict[str, Any], other: str) -> Claim:
         if other == "default"
         else "control for Zou et al. (2022), Fig. 3",
         "mean accuracy over all judgements, same tasks and starts; holds if ahead by 2 standard errors, from "
-        f"3 seeds that end above {_ENOUGH:.0%}",
+        f"3 seeds, the better of the two above {_ENOUGH:.0%} at the end",
     )
     if other not in records["arms"]:
         return claim("not tested", "this scale trains the online estimate alone")
@@ -161,20 +164,22 @@ def _faster(records: dict[str, Any], other: str) -> Claim:
     verdict = verdict_of_differences(ahead, fewest=3)
     if verdict == "not tested":
         evidence += ": too few seeds, or no difference beyond their scatter"
-    if min(online[:, -1].mean(), default[:, -1].mean()) < _ENOUGH:
+    if max(online[:, -1].mean(), default[:, -1].mean()) < _ENOUGH:
         verdict, evidence = "not tested", f"{evidence}; too little training"
     return claim(verdict, evidence)
 
 
 def _is_estimate(records: dict[str, Any], name: str) -> Claim:
     alphas = np.asarray(records["arms"][name]["alpha"], float)
-    constant = records["features"] / (2 * records["ways"])  # unit vectors have mean square 1 / d
+    constant = (
+        records["features"] / 2
+    )  # unit vectors have mean square 1 / d; the loss is a mean over ways
     spread = float(np.abs(alphas[:, -1] / constant - 1).max())
     return Claim(
         f"The online rate ({_ARMS[name][0].removeprefix('online, ')}) is learned from the data",
         "Zou et al. (2022), section H.3",
-        "last rate against d / (2 ways shots), which it is for any features of length 1 and mean 0; does not "
-        "hold within 5 %",
+        "last rate, for a mean loss, against d / 2, its value for any features of length 1 and mean 0; does not hold "
+        "within 5 %",
         verdict_of(spread > 0.05),
         f"last rate {alphas[:, -1].mean():.3g}, constant {constant:.3g}: within {spread:.1%}",
     )

@@ -229,6 +229,7 @@ class AnilOnlineRate(AbstractWatchingRate):
     reading : "mean square" of the entries, or their "variance": the paper's text allows both
     normalise : whether feature vectors are given length 1 first
     decay : weight of the past, in [0, 1)
+    loss_factor : what the paper's loss is in units of the one that is trained: the ways, where it sums over them
     """
 
     start: Float[Array, ""] = eqx.field(converter=as_array)
@@ -236,6 +237,7 @@ class AnilOnlineRate(AbstractWatchingRate):
     reading: Literal["mean square", "variance"] = eqx.field(static=True, default="mean square")
     normalise: bool = eqx.field(static=True, default=True)
     decay: float = eqx.field(static=True, default=0.9)
+    loss_factor: float = eqx.field(static=True, default=1.0)
 
     def __check_init__(self) -> None:
         check_choice("reading", self.reading, ("mean square", "variance"))
@@ -253,7 +255,8 @@ class AnilOnlineRate(AbstractWatchingRate):
             spread = spread - jnp.square(jnp.mean(features))
         per_task = features.shape[1]  # ways x shots
         # The mean of ratios of the paper: the denominator is 1.
-        return self.remember(state, 1 / (2 * per_task * spread), jnp.ones_like(spread))
+        estimate = self.loss_factor / (2 * per_task * spread)
+        return self.remember(state, estimate, jnp.ones_like(spread))
 
 
 class ScheduledRate(AbstractRate):
