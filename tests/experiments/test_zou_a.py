@@ -235,7 +235,12 @@ def test_range_is_judged_to_one_step_of_the_grid(best, verdict):
 def anil(online, default, alpha=1.0):
     arms = {
         name: {"accuracy": values, "loss": values, "alpha": [[alpha, alpha]] * len(values)}
-        for name, values in (("default", default), ("variance", online))
+        for name, values in (
+            ("default", default),
+            ("variance", online),
+            ("default-sum", online),
+            ("variance-sum", default),
+        )
     }
     return {"iterations": [1, 2], "features": 40, "ways": 20, "arms": arms}
 
@@ -255,12 +260,14 @@ def anil(online, default, alpha=1.0):
     ],
 )
 def test_faster_convergence_needs_seeds_and_training(online, default, verdict):
-    assert verdicts(zou_fig3.EXPERIMENT, anil(online, default))[0] == verdict
+    found = verdicts(zou_fig3.EXPERIMENT, anil(online, default))
+    swapped = {"holds": "does not hold", "does not hold": "holds"}
+    assert found[:3] == [verdict, "not tested", swapped.get(verdict, verdict)]
 
 
-@pytest.mark.parametrize(("alpha", "verdict"), [(20.0, "does not hold"), (24.0, "holds")])
+@pytest.mark.parametrize(("alpha", "verdict"), [(1.0, "does not hold"), (1.2, "holds")])
 def test_a_rate_fixed_by_the_sizes_alone_is_no_estimate(alpha, verdict):
-    assert verdicts(zou_fig3.EXPERIMENT, anil([[0.9, 0.9]], [[0.9, 0.9]], alpha))[2] == verdict
+    assert verdicts(zou_fig3.EXPERIMENT, anil([[0.9, 0.9]], [[0.9, 0.9]], alpha))[3] == verdict
 
 
 def test_figures_are_drawn_from_records_alone(path_records):
