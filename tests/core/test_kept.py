@@ -284,11 +284,16 @@ def test_the_oldest_programs_make_room(folder, monkeypatch):
     assert len(files(folder)) < 4
 
 
-def run(out, **options):
-    """A run as in a process that has just started: rates, metrics."""
+def as_in_a_new_process():
+    """Forget the programs that are in memory."""
     step._RECENT.clear()
     learner._kept_init.cache_clear()
     problem._kept_split.programs.clear()
+
+
+def run(out, **options):
+    """A run as in a process that has just started: rates, metrics."""
+    as_in_a_new_process()
     config = TrainConfig(
         tasks="sinusoid", hidden=(4,), shots=2, queries=2, tasks_per_step=2, iterations=3, eval_tasks=4
     )  # fmt: skip
@@ -338,8 +343,9 @@ def test_a_rehearsal_at_another_measured_rate_is_no_other_program(folder):
     )
     task_set = load_tasks(config)
     config = problem.filled(config, task_set.description)
+    as_in_a_new_process()
     rehearsal(config, task_set, 0.01, 0.1, 4)(0.01)
     written = files(folder)
-    step._RECENT.clear()
+    as_in_a_new_process()
     rehearsal(config, task_set, 0.02, 0.1, 4)(0.06)
     assert files(folder) == written
