@@ -9,6 +9,7 @@ import pytest
 
 from metastep import theory
 from metastep._records import to_plain
+from metastep.adapt import GradientAdapter
 from metastep.experiments import (
     zou_corollary1,
     zou_fig1,
@@ -17,7 +18,11 @@ from metastep.experiments import (
     zou_fig10,
     zou_theorem2,
 )
+from metastep.metagrad import Exact
+from metastep.models import Objective, conv4
+from metastep.rates import FixedRate, make_optimizer
 from metastep.tasks import Quadratic, batch_of_episodes
+from metastep.train import Learner
 
 
 def silent(text, done, total):
@@ -268,6 +273,21 @@ def test_faster_convergence_needs_seeds_and_training(online, default, verdict):
 @pytest.mark.parametrize(("alpha", "verdict"), [(1.0, "does not hold"), (1.2, "holds")])
 def test_a_rate_fixed_by_the_sizes_alone_is_no_estimate(alpha, verdict):
     assert verdicts(zou_fig3.EXPERIMENT, anil([[0.9, 0.9]], [[0.9, 0.9]], alpha))[3] == verdict
+
+
+def test_rates_of_a_sum_over_ways_are_all_multiplied_by_them():
+    model = conv4((28, 28, 1), 20, filters=4)
+    plain = Learner(
+        model=model, objective=Objective.of(model.apply, "classification"), adapter=GradientAdapter(),
+        meta_gradient=Exact(), rate=FixedRate(1.0), optimizer=make_optimizer("adam", 1e-3), tasks_per_step=1,
+    )  # fmt: skip
+    config = zou_fig3.EXPERIMENT.at("reduced")[0]
+    assert {"default", "variance", "default-sum", "variance-sum"} <= set(config.arms)
+    rates = {name: zou_fig3._learner(plain, config, name).rate for name in config.arms}
+    np.testing.assert_allclose(rates["default"].value, 0.1)
+    np.testing.assert_allclose(rates["default-sum"].value, 20 * 0.1)
+    np.testing.assert_allclose(rates["variance-sum"].start, 20 * rates["variance"].start)
+    assert rates["variance-sum"].loss_factor == 20 * rates["variance"].loss_factor
 
 
 def test_figures_are_drawn_from_records_alone(path_records):

@@ -43,7 +43,7 @@ class ReproduceOptions:
     out: Path = Path("reproduced")
     """Folder to write to."""
     scale: Literal["quick", "reduced", "paper"] = "quick"
-    """quick: seconds each; paper: the papers' own sizes, up to a day; reduced: those, cut to an hour where longer."""
+    """quick: seconds each; paper: the papers' own sizes, up to a day; reduced: those, cut where over two hours."""
     data: Path | None = None
     """Data root that holds omniglot/. Default: METASTEP_DATA, else the user cache directory."""
     seed: int = 0

@@ -46,8 +46,9 @@ class Journal:
         if not len(rows.iteration):
             return
         records, now = described(self._learner, rows, steps_per_second), time.monotonic()
+        last = int(state.iteration)
         for record in records:  # as if all meta-steps had taken the same time
-            share = (record["iteration"] - first) / (int(state.iteration) - first)
+            share = (record["iteration"] - first) / (last - first)
             seconds = began + share * (now - began) - self._started
             record["seconds"] = round(seconds, 3)
         self._observer.rows(list(self._with_remarks(state, records, rows.incidents.tolist())))

@@ -162,11 +162,9 @@ def _initial_state(
     meta = MetaParams(params, rates)
     with jax.numpy_dtype_promotion("standard"):
         optimizer_state: Any = learner.optimizer.init(meta)  # pyright: ignore[reportArgumentType]
+    if meta_lr is not None:
+        optimizer_state = at_meta_lr(optimizer_state, meta_lr)
     hyperparams = getattr(optimizer_state, "hyperparams", {})
-    if meta_lr is not None and "learning_rate" in hyperparams:
-        known = hyperparams["learning_rate"]
-        hyperparams = hyperparams | {"learning_rate": meta_lr.astype(known.dtype)}
-        optimizer_state = optimizer_state._replace(hyperparams=hyperparams)
     return TrainState(
         iteration=jnp.zeros((), int),
         meta=meta,
@@ -211,6 +209,15 @@ def next_window(state: TrainState) -> TrainState:
     anchor = jax.lax.cond(loss <= 2 * lowest, lambda: here, lambda: state.anchor)
     empty = jax.tree.map(jnp.zeros_like, state.window)
     return dataclasses.replace(state, window=empty, anchor=anchor)
+
+
+def at_meta_lr(optimizer_state: Any, rate: Array) -> Any:
+    """The optimiser's state with this rate in it, if it keeps its rate there."""
+    hyperparams = getattr(optimizer_state, "hyperparams", {})
+    if "learning_rate" not in hyperparams:
+        return optimizer_state
+    rate = rate.astype(hyperparams["learning_rate"].dtype)
+    return optimizer_state._replace(hyperparams=hyperparams | {"learning_rate": rate})
 
 
 def meta_lr_in_force(state: TrainState) -> Array | None:

@@ -23,6 +23,7 @@ from metastep.train.state import (
     HEALTHY,
     TrainState,
     Window,
+    at_meta_lr,
     meta_lr_in_force,
     moving,
     next_window,
@@ -83,14 +84,10 @@ def attempt(
 
 def _at_current_rate(learner: Learner, state: TrainState) -> Any:
     """The optimiser's state with this step's meta rate in it, if it keeps its rate there."""
-    hyperparams = getattr(state.optimizer_state, "hyperparams", {})
-    if "learning_rate" not in hyperparams:
-        return state.optimizer_state
     share = schedule_factor(
         learner.schedule, state.iteration, state.horizon, state.trend.flat_since
     )
-    rate = (state.meta_lr * share).astype(hyperparams["learning_rate"].dtype)
-    return state.optimizer_state._replace(hyperparams=hyperparams | {"learning_rate": rate})
+    return at_meta_lr(state.optimizer_state, state.meta_lr * share)
 
 
 def _record(window: Window, outcomes: TaskOutcome, gradient_norm: Array) -> Window:
