@@ -68,7 +68,7 @@ def registry(monkeypatch):
 def verb(capsys, *arguments):
     status = 0
     try:
-        main(["reproduce", *map(str, arguments)])
+        main(["reproduce", "--jobs", "1", *map(str, arguments)])
     except SystemExit as exit_:
         status = exit_.code or 0
     return status, *capsys.readouterr()
@@ -242,6 +242,7 @@ def test_all_means_each_once(registry):
         (["zou-fig99"], "there is no experiment 'zou-fig99'; choose from: all, toy, broken"),
         ([], "no experiment was named; choose from: all, toy, broken"),
         (["toy", "--seed", "-1"], "seed is -1; it must be a whole number of at least 0"),
+        (["toy", "--jobs", "0"], "jobs is 0; it must be a whole number of at least 1"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(capsys, tmp_path, registry, arguments, message):

@@ -15,7 +15,8 @@ _UNITS = {"classification": "nats", "regression": "squared error"}
 
 def draw_map(options: RatesOptions, task_set: TaskSet, alpha: float) -> dict[str, Any]:
     """Write rates_map.json, .png and .svg into --out, and return what is printed of them."""
-    with counting(error_console()) as tell:
+    with counting(error_console()) as count:
+        tell = count.of()
         tell("measuring the curvature", 0, 1)
         found = map_of_problem(
             options,

@@ -156,43 +156,77 @@ def watching(console: Console) -> Iterator[Any]:
         yield BarObserver(progress)
 
 
+Tell = Callable[[str, int, int], None]
+"""Told what is being done, and how many of how many parts of it are done."""
+
+
 @contextmanager
-def counting(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A function to be told what is being done, and how many of how many parts of it are done."""
+def counting(console: Console) -> Iterator["CountedBars | CountedLines"]:
+    """Shows what is done and what is left of one thing, or of several that go on at once."""
     if not sys.stderr.isatty():
         yield CountedLines(console)
         return
     with Progress(*_columns(), console=console, transient=True) as progress:
-        task, seen = progress.add_task("starting", total=None), ""
+        yield CountedBars(progress)
+
+
+class CountedBars:
+    """A live bar for each thing that goes on."""
+
+    def __init__(self, progress: Progress):
+        self._progress, self._tasks = progress, {}
+
+    def of(self, name: str = "") -> Tell:
+        """Begin a bar; it says the name before what is being done."""
+        task, seen = self._progress.add_task(_titled(name, "starting"), total=None), "starting"
+        self._tasks[name] = task
 
         def told(text: str, done: int, total: int) -> None:
             nonlocal seen
             if text != seen:  # what another part took says nothing about this one
-                progress.reset(task, total=total, completed=done, description=text)
+                title = _titled(name, text)
+                self._progress.reset(task, total=total, completed=done, description=title)
                 seen = text
-            progress.update(task, completed=done, total=total)
+            self._progress.update(task, completed=done, total=total)
 
-        yield told
+        return told
+
+    def end(self, name: str = "") -> None:
+        """Take the bar away."""
+        self._progress.remove_task(self._tasks.pop(name))
 
 
 class CountedLines:
     """What is done and what is left, every few seconds and whenever something new begins."""
 
     def __init__(self, console: Console):
-        self._console, self._text, self._last = console, "", 0.0
-        self._began = 0.0, 0
+        self._console = console
 
-    def __call__(self, text: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if text != self._text:
-            self._text, self._began = text, (now, done)
-        elif now - self._last < _SECONDS_BETWEEN_LINES and done < total:
-            return
-        self._last = now
-        began, before = self._began
-        left = (now - began) * (total - done) / (done - before) if done > before else None
-        figures = "" if left is None else f"  {left:.0f} s left"
-        self._console.print(f"{text}  {done}/{total}{figures}", soft_wrap=True)
+    def of(self, name: str = "") -> Tell:
+        """Begin to speak of this; lines begin with its name."""
+        seen, last, began = "", 0.0, (0.0, 0)
+
+        def told(text: str, done: int, total: int) -> None:
+            nonlocal seen, last, began
+            now = time.monotonic()
+            if text != seen:
+                seen, began = text, (now, done)
+            elif now - last < _SECONDS_BETWEEN_LINES and done < total:
+                return
+            last = now
+            since, before = began
+            left = (now - since) * (total - done) / (done - before) if done > before else None
+            figures = "" if left is None else f"  {left:.0f} s left"
+            self._console.print(f"{_titled(name, text)}  {done}/{total}{figures}", soft_wrap=True)
+
+        return told
+
+    def end(self, name: str = "") -> None:
+        """Nothing to take away."""
+
+
+def _titled(name: str, text: str) -> str:
+    return f"{name}: {text}" if name else text
 
 
 def _columns(*figures: ProgressColumn) -> tuple[ProgressColumn, ...]:

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from rich.text import Text
 
 from metastep import experiments
 from metastep._records import to_plain
-from metastep.cli.progress import counting, error_console
+from metastep.cli.progress import Tell, counting, error_console
 from metastep.report.gallery import verdict_counts, write_gallery
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -48,6 +49,9 @@ class ReproduceOptions:
     """Data root that holds omniglot/. Default: METASTEP_DATA, else the user cache directory."""
     seed: int = 0
     """Seed of everything random."""
+    jobs: int | None = None
+    """Experiments at a time, each in a process of its own. Default: as many as cores at the quick scale, else 1, as
+    memory adds up."""
     list: Flag = False
     """List the experiments and stop."""
     json: Flag = False
@@ -80,14 +84,16 @@ def reproduce(arguments: list[str]) -> None:
 
 def _run(options: ReproduceOptions) -> Iterator[dict[str, Any]]:
     """Run and say on stderr what is going on and what came of it."""
+    from metastep.cli.verbs import settle_process
     from metastep.experiments.runner import run_experiments
 
     console = error_console()
-    with counting(console) as tell:
+    with counting(console) as shown:
 
-        def of(name: str) -> Callable[[str, int, int], None]:
-            tell(f"{name}: starting", 0, 1)
-            return lambda text, done, total: tell(f"{name}: {text}", done, total)
+        def tell(name: str) -> Tell:
+            told = shown.of(name)
+            told("starting", 0, 1)
+            return told
 
         for record in run_experiments(
             options.names,
@@ -95,10 +101,21 @@ def _run(options: ReproduceOptions) -> Iterator[dict[str, Any]]:
             scale=options.scale,
             seed=options.seed,
             data=options.data,
-            tell=of,
+            jobs=_jobs(options),
+            settle=settle_process,
+            tell=tell,
         ):
+            shown.end(record["name"])
             console.print(Text(_line(record)), soft_wrap=True)
             yield record
+
+
+def _jobs(options: ReproduceOptions) -> int:
+    if options.jobs is not None or options.scale != "quick":
+        return 1 if options.jobs is None else options.jobs
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _line(record: dict[str, Any]) -> str:

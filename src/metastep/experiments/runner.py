@@ -21,6 +21,7 @@ from metastep._errors import DataError, InputError, check_choice, check_count
 from metastep._records import read_json, to_plain, write_bytes, write_json
 from metastep.datasets.paths import data_root
 from metastep.experiments.core import SCALES, Experiment, Report, Scale, Tell
+from metastep.experiments.side_by_side import Died, side_by_side
 from metastep.report.style import save_figure
 
 FINISHED = "finished"
@@ -36,9 +37,11 @@ def run_experiments(
     scale: Scale = "quick",
     seed: int = 0,
     data: str | Path | None = None,
+    jobs: int = 1,
+    settle: Callable[[], None] | None = None,
     tell: Callable[[str], Tell] = lambda name: Report.tell,
 ) -> Iterator[dict[str, Any]]:
-    """Run experiments one after the other; yield the record of each when it is written.
+    """Run experiments; yield the record of each when it is written.
 
     Parameters
     ----------
@@ -47,21 +50,56 @@ def run_experiments(
     scale : "quick", "reduced" or "paper"
     seed : of everything random
     data : data root; None for METASTEP_DATA or the user cache
+    jobs : how many at a time, each in a process of its own; 1 runs them here, one after the other
+    settle : what such a process does first
     tell : name -> progress callback
 
     Raises
     ------
     InputError
-        Before anything runs: for an unknown name or scale, a negative seed, or a folder that cannot
-        be written to. What an experiment itself raises is recorded, not raised.
+        Before anything runs: for an unknown name or scale, a negative seed, no jobs, or a folder that cannot
+        be written to. What an experiment itself raises is recorded, not raised, and so is the end of its process.
     """
     check_choice("scale", scale, SCALES)
     check_count("seed", seed, minimum=0)
+    check_count("jobs", jobs)
     chosen = resolve(names)
     _check_folder(out)
-    for name in chosen:
+    work = _Work(out, scale, seed, data)
+    if jobs == 1 or len(chosen) == 1:
+        for name in chosen:
+            yield work(name, tell(name))
+        return
+    for name, record in side_by_side(dataclasses.replace(work, settle=settle), chosen, jobs, tell):
+        yield work.died(name, record) if isinstance(record, Died) else record
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What is done for each name, here or in another process."""
+
+    out: Path
+    scale: Scale
+    seed: int
+    data: str | Path | None
+    settle: Callable[[], None] | None = None
+
+    def __call__(self, name: str, tell: Tell) -> dict[str, Any]:
+        if self.settle:
+            self.settle()
+        return run_experiment(
+            experiments.load(name), self.out,
+            scale=self.scale, seed=self.seed, data=self.data, tell=tell,
+        )  # fmt: skip
+
+    def died(self, name: str, how: Died) -> dict[str, Any]:
+        """The record of an experiment whose process did not live to write it. What it kept stays."""
         experiment = experiments.load(name)
-        yield run_experiment(experiment, out, scale=scale, seed=seed, data=data, tell=tell(name))
+        config, scale = experiment.at(self.scale)
+        spent = _unfinished(self.out / name / _UNFINISHED, _whose(config, self.seed)) / _SPENT
+        return _recorded(
+            experiment, self.out, scale, self.seed, self.data, f"failed: {how}", _spent(spent)
+        )
 
 
 def resolve(names: Sequence[str]) -> list[str]:
@@ -117,7 +155,7 @@ def run_experiment(
     folder = out / experiment.name
     _remove_earlier(out, folder)
     config, scale = experiment.at(scale)
-    unfinished = _unfinished(folder / _UNFINISHED, {"config": to_plain(config), "seed": seed})
+    unfinished = _unfinished(folder / _UNFINISHED, _whose(config, seed))
     measured = _Measured(unfinished / _SPENT)
 
     def told(text: str, done: int, total: int) -> None:
@@ -142,6 +180,26 @@ def run_experiment(
         status = f"failed: {type(error).__name__}: {error}"
         write_bytes(folder / "traceback.txt", traceback.format_exc().encode())
         files.append(folder / "traceback.txt")
+    record = _recorded(
+        experiment, out, scale, seed, data, status, measured.record(), to_plain(claims), files
+    )
+    if status == FINISHED or not any(path.is_dir() for path in unfinished.iterdir()):
+        shutil.rmtree(unfinished)
+    return record
+
+
+def _recorded(
+    experiment: Experiment,
+    out: Path,
+    scale: Scale,
+    seed: int,
+    data: str | Path | None,
+    status: str,
+    spent: dict[str, Any],
+    claims: Sequence[Any] = (),
+    files: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """Write the record of an experiment, and return it."""
     record = {
         "name": experiment.name,
         "title": experiment.title,
@@ -149,15 +207,17 @@ def run_experiment(
         "scale": scale,
         "seed": seed,
         "status": status,
-        "claims": to_plain(claims),
+        "claims": list(claims),
         "files": [path.relative_to(out).as_posix() for path in files],
-        **measured.record(),
+        **spent,
         "command": _command(experiment, out, scale, seed, data),
     }
-    write_json(folder / RESULT, record)
-    if status == FINISHED or not any(path.is_dir() for path in unfinished.iterdir()):
-        shutil.rmtree(unfinished)
+    write_json(out / experiment.name / RESULT, record)
     return record
+
+
+def _whose(config: Any, seed: int) -> dict[str, Any]:
+    return {"config": to_plain(config), "seed": seed}
 
 
 def _unfinished(folder: Path, whose: dict[str, Any]) -> Path:
@@ -272,9 +332,7 @@ class _Measured:
         gc.collect()
         with contextlib.suppress(OSError):  # elsewhere the mark covers the whole process so far
             Path("/proc/self/clear_refs").write_text("5")
-        self._file, self._before = file, {}
-        with contextlib.suppress(OSError, ValueError):
-            self._before = read_json(file)
+        self._file, self._before = file, _spent(file)
         self._began, self._busy = time.perf_counter(), time.process_time()
         self._noted = self._began
 
@@ -288,10 +346,18 @@ class _Measured:
         before, memory = self._before, _peak_memory_mb()
         seconds, busy = time.perf_counter() - self._began, time.process_time() - self._busy
         return {
-            "seconds": round(seconds + before.get("seconds", 0.0), 2),
-            "cpu_seconds": round(busy + before.get("cpu_seconds", 0.0), 2),
-            "peak_memory_mb": memory and max(memory, before.get("peak_memory_mb") or 0.0),
+            "seconds": round(seconds + before["seconds"], 2),
+            "cpu_seconds": round(busy + before["cpu_seconds"], 2),
+            "peak_memory_mb": memory and max(memory, before["peak_memory_mb"] or 0.0),
         }
+
+
+def _spent(file: Path) -> dict[str, Any]:
+    """What a run noted before it was killed; nothing if it noted nothing."""
+    try:
+        return read_json(file)
+    except (OSError, ValueError):
+        return {"seconds": 0.0, "cpu_seconds": 0.0, "peak_memory_mb": None}
 
 
 def _peak_memory_mb() -> float | None:
