@@ -14,7 +14,7 @@ from metastep import experiments
 from metastep._errors import DataError, InputError
 from metastep._records import read_json, write_json
 from metastep.cli.main import main
-from metastep.experiments import page, runner
+from metastep.experiments import page, run_one, runner, spent
 from metastep.experiments.core import VERDICTS, Claim, Experiment
 from metastep.report import gallery, style
 
@@ -75,7 +75,7 @@ def verb(capsys, *arguments):
 
 
 def test_everything_is_written_and_listed(tmp_path):
-    record = runner.run_experiment(TOY, tmp_path, seed=7)
+    record = run_one.run_experiment(TOY, tmp_path, seed=7)
     written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("toy/*")}
     assert written == {*record["files"], "toy/result.json"}
     names = {"figure.png", "figure.svg", "records.json", "claims.json", "curve.csv", "rows.csv"}
@@ -96,16 +96,16 @@ def test_everything_is_written_and_listed(tmp_path):
 
 
 def test_scale_chooses_the_configuration(tmp_path):
-    runner.run_experiment(TOY, tmp_path, scale="paper")
+    run_one.run_experiment(TOY, tmp_path, scale="paper")
     assert len(read_json(tmp_path / "toy" / "records.json")["curve"]["x"]) == 40
 
 
 def test_reduced_is_the_paper_s_own_scale_where_nothing_is_reduced(tmp_path):
-    record = runner.run_experiment(TOY, tmp_path, scale="reduced")
+    record = run_one.run_experiment(TOY, tmp_path, scale="reduced")
     assert record["scale"] == "paper"
     assert "--scale paper" in record["command"]
     smaller = dataclasses.replace(TOY, reduced=Config(20))
-    record = runner.run_experiment(smaller, tmp_path, scale="reduced")
+    record = run_one.run_experiment(smaller, tmp_path, scale="reduced")
     assert record["scale"] == "reduced"
     assert len(read_json(tmp_path / "toy" / "records.json")["curve"]["x"]) == 20
 
@@ -130,36 +130,36 @@ def test_quick_runs_compile_with_little_optimisation(tmp_path, scale, little):
         seen.append(jax.config.read(_LITTLE))
         raise FloatingPointError("leaves by an error")
 
-    runner.run_experiment(dataclasses.replace(TOY, run=run), tmp_path, scale=scale)
+    run_one.run_experiment(dataclasses.replace(TOY, run=run), tmp_path, scale=scale)
     assert seen == [little]
     assert not jax.config.read(_LITTLE)
 
 
 @pytest.mark.parametrize(("float64", "dtype"), [(True, "float64"), (False, "float32")])
 def test_precision_is_the_experiments_own(tmp_path, float64, dtype):
-    runner.run_experiment(dataclasses.replace(TOY, float64=float64), tmp_path)
+    run_one.run_experiment(dataclasses.replace(TOY, float64=float64), tmp_path)
     assert read_json(tmp_path / "toy" / "records.json")["dtype"] == dtype
 
 
 def test_missing_data_is_not_a_failure(tmp_path):
     needy = dataclasses.replace(TOY, needs="omniglot")
-    record = runner.run_experiment(needy, tmp_path / "out", data=tmp_path)
+    record = run_one.run_experiment(needy, tmp_path / "out", data=tmp_path)
     assert record["status"] == (
         f"not run: there is no folder omniglot in {tmp_path}; run `metastep data fetch omniglot` or "
         "give --data"
     )
     (tmp_path / "omniglot").mkdir()
-    assert runner.run_experiment(needy, tmp_path / "out", data=tmp_path)["status"] == "finished"
+    assert run_one.run_experiment(needy, tmp_path / "out", data=tmp_path)["status"] == "finished"
     records = read_json(tmp_path / "out" / "toy" / "records.json")
     assert records["data"] == str(tmp_path)
     assert records["config"]["data"] is None  # where the data lay is nobody else's concern
 
 
 def test_files_of_an_earlier_run_do_not_pass_for_new_ones(tmp_path, registry):
-    runner.run_experiment(TOY, tmp_path)
+    run_one.run_experiment(TOY, tmp_path)
     (tmp_path / "toy" / "notes.txt").write_text("mine")
     failing = dataclasses.replace(registry["broken"], name="toy")
-    record = runner.run_experiment(failing, tmp_path)
+    record = run_one.run_experiment(failing, tmp_path)
     assert {path.name for path in (tmp_path / "toy").iterdir()} == {
         "notes.txt",
         "result.json",
@@ -189,14 +189,14 @@ def _killed_after_half(keeper):
 
 
 def test_a_killed_run_goes_on_with_what_it_kept_and_counts_what_it_spent(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "_SPENT_SECONDS", 0.0)
+    monkeypatch.setattr(spent, "_SECONDS_BETWEEN_NOTES", 0.0)
     computed = []
     experiment = _killed_after_half(computed)
     with pytest.raises(KeyboardInterrupt):
-        runner.run_experiment(experiment, tmp_path, seed=3)
-    spent = tmp_path / "toy" / "unfinished" / "spent.json"
-    write_json(spent, read_json(spent) | {"cpu_seconds": 1000.0, "peak_memory_mb": 1e9})
-    record = runner.run_experiment(experiment, tmp_path, seed=3)
+        run_one.run_experiment(experiment, tmp_path, seed=3)
+    file = tmp_path / "toy" / "unfinished" / "spent.json"
+    write_json(file, read_json(file) | {"cpu_seconds": 1000.0, "peak_memory_mb": 1e9})
+    record = run_one.run_experiment(experiment, tmp_path, seed=3)
     assert computed == [0, 1]
     assert read_json(tmp_path / "toy" / "records.json")["curve"]["y"] == [9.0]
     assert record["cpu_seconds"] > 1000
@@ -209,8 +209,8 @@ def test_what_another_run_kept_is_not_gone_on_with(tmp_path, other):
     computed = []
     experiment = _killed_after_half(computed)
     with pytest.raises(KeyboardInterrupt):
-        runner.run_experiment(experiment, tmp_path, seed=3)
-    runner.run_experiment(experiment, tmp_path, **other)
+        run_one.run_experiment(experiment, tmp_path, seed=3)
+    run_one.run_experiment(experiment, tmp_path, **other)
     assert computed == [0, 0, 1]
 
 
@@ -384,7 +384,7 @@ def test_the_page_keeps_what_no_folder_holds(tmp_path):
 
 
 def test_pictures_of_the_page_are_small(tmp_path):
-    runner.run_experiment(TOY, tmp_path / "run")
+    run_one.run_experiment(TOY, tmp_path / "run")
     picture, _, text = page.write([tmp_path / "run"], tmp_path / "docs")
     assert picture == tmp_path / "docs" / "figures" / "reproduce" / "toy.png"
     assert picture.stat().st_size < 50_000

@@ -8,7 +8,7 @@ import textwrap
 import pytest
 
 from metastep._records import read_json, write_json
-from metastep.experiments import load, runner
+from metastep.experiments import load, run_one, runner
 from metastep.experiments.side_by_side import Died, side_by_side
 
 _WORK = """
@@ -90,7 +90,7 @@ def test_experiments_find_the_same_in_processes_of_their_own(tmp_path):
         names, "finished"
     )
     assert set(told) <= set(names)
-    here = runner.run_experiment(load(names[0]), tmp_path / "here")
+    here = run_one.run_experiment(load(names[0]), tmp_path / "here")
     apart = read_json(tmp_path / "apart" / names[0] / "result.json")
     for key in ("claims", "files", "title", "scale"):
         assert apart[key] == here[key]
@@ -103,7 +103,7 @@ def test_a_process_that_died_is_recorded_and_what_it_kept_stays(tmp_path, monkey
     experiment = load("zou-moments")
 
     def killed(work, names, jobs, tell):
-        write_json(kept.parent.parent / "run.json", runner._whose(experiment.quick, 0))
+        write_json(kept.parent.parent / "run.json", run_one._whose(experiment.quick, 0))
         write_json(kept, {"value": 1})
         spent = {"seconds": 60.0, "cpu_seconds": 50.0, "peak_memory_mb": 900.0}
         write_json(kept.parent.parent / "spent.json", spent)

@@ -18,7 +18,7 @@ from PIL import Image
 from metastep._records import read_json, write_bytes, write_json
 from metastep.experiments import summaries
 from metastep.experiments.core import SCALES, VERDICTS
-from metastep.experiments.runner import FINISHED
+from metastep.experiments.run_one import FINISHED
 from metastep.report.gallery import in_order, read_results, verdict_counts
 
 DOCS = Path("docs")
