@@ -1,7 +1,9 @@
 """What is said of long work where nobody watches a terminal."""
 
 import io
+import sys
 
+import pytest
 from rich.console import Console
 from rich.progress import Progress
 
@@ -49,3 +51,14 @@ def test_what_goes_on_at_once_has_bars_of_its_own_until_it_ends():
         assert seen == [("one: training", 1, 4), ("other: measuring", 2, 5)]
         bars.end("one")
         assert [task.description for task in live.tasks] == ["other: measuring"]
+
+
+@pytest.mark.parametrize(("to_a_terminal", "above_the_bars"), [(True, True), (False, False)])
+def test_results_do_not_write_into_bars_and_reach_a_file(
+    monkeypatch, to_a_terminal, above_the_bars
+):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: to_a_terminal, raising=False)
+    errors = Console(file=io.StringIO(), force_terminal=True)
+    found = progress.console_of_results(errors)
+    assert (found is errors) == above_the_bars
+    assert above_the_bars or found.file is sys.stdout

@@ -25,6 +25,12 @@ def error_console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def console_of_results(errors: Console) -> Console:
+    """Where results go while bars move on `errors`: above them on a terminal that shows both, else to stdout."""
+    both = sys.stdout.isatty() and errors.is_terminal
+    return errors if both else Console(highlight=False)
+
+
 def describe(figures: dict[str, float]) -> str:
     """loss 0.412  accuracy 87.1 %  alpha 0.03  412 steps/s."""
     parts = [f"loss {figures['loss']:.4g}"]

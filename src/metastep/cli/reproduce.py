@@ -15,7 +15,7 @@ from rich.text import Text
 
 from metastep import experiments
 from metastep._records import to_plain
-from metastep.cli.progress import Tell, counting, error_console
+from metastep.cli.progress import Tell, console_of_results, counting, error_console
 from metastep.report.gallery import verdict_counts, write_gallery
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -67,13 +67,14 @@ def reproduce(arguments: list[str]) -> None:
     from metastep.cli.verbs import settle_process
 
     settle_process()
-    records = {}
-    for record in _run(options):
+    console, records = error_console(), {}
+    results = console_of_results(console)
+    for record in _run(options, console):
         records[record["name"]] = record
         if not options.json:
-            Console(highlight=False).print(claims_table(record))
+            results.print(claims_table(record))
     gallery = write_gallery(options.out)
-    error_console().print(f"gallery: {gallery}", soft_wrap=True)
+    console.print(f"gallery: {gallery}", soft_wrap=True)
     if options.json:
         print(json.dumps(to_plain(records), allow_nan=False))
     failed = [name for name, record in records.items() if record["status"].startswith("failed")]
@@ -82,12 +83,11 @@ def reproduce(arguments: list[str]) -> None:
         sys.exit(1)
 
 
-def _run(options: ReproduceOptions) -> Iterator[dict[str, Any]]:
+def _run(options: ReproduceOptions, console: Console) -> Iterator[dict[str, Any]]:
     """Run and say on stderr what is going on and what came of it."""
     from metastep.cli.verbs import settle_process
     from metastep.experiments.runner import run_experiments
 
-    console = error_console()
     with counting(console) as shown:
 
         def tell(name: str) -> Tell:
