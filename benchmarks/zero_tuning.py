@@ -54,7 +54,7 @@ class Options:
     grid: Literal["coarse", "fine"] = "coarse"
     """How many cells."""
     budgets: Literal["short", "long"] = "short"
-    """How many meta-steps: the three of the family's short or long budgets."""
+    """How many meta-steps: the short or the long budgets of the family."""
     seeds: tuple[int, ...] = ()
     """Default: 0 1 2; for images 0."""
     part: Literal["both", "ours", "grid", "none"] = "both"
