@@ -46,10 +46,11 @@ metastep reproduce all --out reproduced --scale paper
 Each experiment writes a folder with the figure (`figure.png`, `figure.svg`), the numbers behind it
 (`records.json`, and its series as `.csv`) and the claims (`claims.json`); `gallery.html` shows all of them on
 one self-contained page. The scale `quick` takes seconds each; `paper` takes the paper's own sizes, and
-`reduced` the same, but fewer meta-steps, ways or arms where those would take a day. With `--json` the results
-come as one JSON object on stdout. The exit status is 1 if an experiment failed; one whose data are missing
+`reduced` the same, but fewer meta-steps, tasks, ways or arms where those would take a day. With `--json` the
+results come as one JSON object on stdout. The exit status is 1 if an experiment failed; one whose data are missing
 counts as not run. Experiments that take hours save what they have once a minute; the same command goes on from
-there after a kill, and ends with the same numbers.
+there after a kill, and ends with the same numbers. Quick ones run several at a time, one for each core, in processes
+of their own; `--jobs` says how many, at every scale.
 
 Processor seconds do not depend on what else a machine is doing; those of `quick` are mostly compilation, which
 it does with little optimisation.
