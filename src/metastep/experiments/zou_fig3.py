@@ -143,6 +143,7 @@ def plot(records: dict[str, Any]) -> Figure:
             x, width = records["iterations"], values.std(0) if len(values) > 1 else None
             lines.append(Series(look.title, x, values.mean(0), width, look.color, marker="o"))
         draw(panel, lines, "meta-step", label)
+    axes[2].set_yscale("log")  # the arms are up to a thousandfold apart
     style.legend_below(figure, columns=4)
     return figure
 
