@@ -34,13 +34,7 @@ _WARM_UP = 0.05
 class Options:
     """Compare how long the meta rate falls."""
 
-    families: tuple[str, ...] = (
-        "sinusoid",
-        "quadratic",
-        "clusters",
-        "outliers",
-        "omniglot 20-way MAML",
-    )
+    families: tuple[str, ...] = ("sinusoid", "clusters", "omniglot 20-way MAML")
     """Which ones, by their names in benchmarks/zero_tuning.py."""
     budgets: tuple[int, ...] = (100, 300, 1_000)
     """Those of a family that are among these."""
