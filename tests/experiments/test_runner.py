@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from metastep import experiments
 from metastep._errors import DataError, InputError
 from metastep._records import read_json, write_json
+from metastep.cli import reproduce
 from metastep.cli.main import main
 from metastep.experiments import page, run_one, runner, spent
 from metastep.experiments.core import VERDICTS, Claim, Experiment
@@ -229,6 +231,14 @@ def test_one_failure_does_not_end_the_others(capsys, tmp_path, registry):
     assert "the loss exploded" in (tmp_path / "broken" / "traceback.txt").read_text()
     assert "failed: broken; see their traceback.txt" in err
     assert re.search(r"toy +finished +\d+\.\d s +\d+ MB +1 does not hold", err)
+
+
+@pytest.mark.parametrize(
+    ("given", "scale", "jobs"), [(None, "quick", 3), (None, "paper", 1), (2, "paper", 2)]
+)
+def test_only_quick_ones_run_side_by_side_unasked(monkeypatch, given, scale, jobs):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 4, 5}, raising=False)
+    assert reproduce._jobs(reproduce.ReproduceOptions(jobs=given, scale=scale)) == jobs
 
 
 def test_all_means_each_once(registry):

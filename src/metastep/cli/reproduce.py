@@ -111,8 +111,10 @@ def _run(options: ReproduceOptions, console: Console) -> Iterator[dict[str, Any]
 
 
 def _jobs(options: ReproduceOptions) -> int:
-    if options.jobs is not None or options.scale != "quick":
-        return 1 if options.jobs is None else options.jobs
+    if options.jobs is not None:
+        return options.jobs
+    if options.scale != "quick":
+        return 1
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
