@@ -1,6 +1,6 @@
-"""Tasks that plain gradient steps find awkward: counts, wild labels, outputs in unlike units, and sequences.
+"""Tasks that plain gradient steps find awkward: counts, wild labels, unlike units, sequences, offsets, rare classes.
 
-Two have a loss of their own. Written after all of `own_problems` had been run.
+Two have a loss of their own. Written after all of `own_problems` had been run, `Weather` and `Rare` after the others.
 """
 
 import equinox as eqx
@@ -119,3 +119,40 @@ class _Recurrent(eqx.Module):
 def recurrent() -> Model:
     """A gated recurrent unit of width 16 that reads a series value by value."""
     return from_equinox(_Recurrent)
+
+
+class Weather(AbstractTaskFamily):
+    """Degrees, percents and hectopascals as instruments give them, to a reading that each site weighs its own way.
+
+    Pressure is always near 1,013, so that a network sees little else until its first layer has learned to.
+    """
+
+    kind = "regression"
+    input_shape = (3,)
+    output_size = 1
+    shots: int = eqx.field(static=True, default=10)
+    usual: Float[Array, " 3"] = eqx.field(converter=jnp.asarray, default=(15.0, 60.0, 1013.0))
+    spread: Float[Array, " 3"] = eqx.field(converter=jnp.asarray, default=(8.0, 15.0, 10.0))
+
+    def sample(self, key: PRNGKeyArray) -> Episode:
+        site_key, input_key, noise_key = jax.random.split(key, 3)
+        weights, level = _NORMAL(site_key, (3,)), _NORMAL(jax.random.fold_in(site_key, 1))
+        z = _NORMAL(input_key, (2 * self.shots, 3))
+        y = level + z @ weights + 0.5 * z[:, 0] * z[:, 1] + 0.1 * _NORMAL(noise_key, z.shape[:1])
+        return split(self.usual + self.spread * z, y[:, None], self.shots)
+
+
+class Rare(AbstractTaskFamily):
+    """Faults of machines: about one example in ten is one, told by a direction that each machine has of its own."""
+
+    kind = "classification"
+    input_shape = (8,)
+    output_size = 2
+    shots: int = eqx.field(static=True, default=25)
+
+    def sample(self, key: PRNGKeyArray) -> Episode:
+        own_key, input_key = jax.random.split(key)
+        direction = jnp.ones(8) / 2 + _NORMAL(own_key, (8,)) / 2
+        x = _NORMAL(input_key, (2 * self.shots, 8))
+        far = x @ direction / jnp.linalg.norm(direction)
+        return split(x, (far > 1.3).astype(int), self.shots)

@@ -5,7 +5,17 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from awkward_problems import Counts, Outliers, Series, Units, deviance, huber, recurrent
+from awkward_problems import (
+    Counts,
+    Outliers,
+    Rare,
+    Series,
+    Units,
+    Weather,
+    deviance,
+    huber,
+    recurrent,
+)
 from metastep.models import linear, mlp
 from metastep.tasks import MixedLinear, Quadratic, Sinusoid
 from own_problems import (
@@ -112,4 +122,21 @@ FAMILIES: dict[str, Family] = {
     "series": Family(
         {"tasks": Series, "model": recurrent(), "steps": 3}, (1e-2, 1), (100, 300), _LONG
     ),
+    # And these when all of the above had been run: corners of the options, and two more kinds of data.
+    "sinusoid, one example": Family({"tasks": "sinusoid", "shots": 1}, _SINE, (300, 1_000), _LONG),
+    "sinusoid, ANIL": Family(
+        {"tasks": "sinusoid", "algorithm": "anil"}, (1e-2, 1), (300, 1_000), _LONG
+    ),
+    "sinusoid, Hessian-free": Family(
+        {"tasks": "sinusoid", "algorithm": "hfmaml"}, _SINE, (300, 1_000), _LONG
+    ),
+    "sinusoid, 20 inner steps": Family({"tasks": "sinusoid", "steps": 20}, _SINE, (100, 300), _LONG),
+    "sinusoid, 1 task a step": Family(
+        {"tasks": "sinusoid", "tasks_per_step": 1}, _SINE, (300, 1_000, 3_000), _LONG
+    ),
+    "sinusoid, deep network": Family(
+        {"tasks": "sinusoid", "hidden": (40,) * 6}, _SINE, (300, 1_000), _LONG
+    ),
+    "weather": Family({"tasks": Weather}, (1e-7, 1e-3), (300, 1_000), _LONG),
+    "rare": Family({"tasks": Rare}, (3e-2, 3), (100, 300, 1_000), _LONG),
 }  # fmt: skip

@@ -28,13 +28,13 @@ def run(capsys, *arguments):
     return status, captured.out, captured.err
 
 
-def sensors(path, tasks=12, rows=20, header="task,t,h,y"):
+def sensors(path, tasks=12, rows=20, header="task,t,h,y", level=0):
     rng = np.random.default_rng(0)
     lines = [header]
     for task in range(tasks):
         gain, offset = rng.uniform(0.5, 2), rng.normal()
         for t, h in rng.normal(size=(rows, 2)):
-            lines.append(f"s{task},{t:.5f},{h:.5f},{offset + gain * np.sin(t) + h:.5f}")
+            lines.append(f"s{task},{level + t:.5f},{h:.5f},{offset + gain * np.sin(t) + h:.5f}")
     path.write_text("\n".join(lines) + "\n")
     return path
 
@@ -255,6 +255,15 @@ def test_predictions_come_back_in_the_units_of_the_table(capsys, tmp_path):
     )  # fmt: skip
     assert status == 0, err
     assert abs(np.load(out)["predictions"].mean() - 1000) < 30
+
+
+def test_a_run_on_numbers_in_units_of_their_own_says_so(capsys, tmp_path):
+    table = sensors(tmp_path / "raw.csv", level=1013)
+    arguments = ["train", table, "--out", tmp_path / "run", *QUICK]
+    _, _, err = run(capsys, *arguments, "--no-standardise")
+    assert "warning: inputs have " in " ".join(err.split())
+    _, _, err = run(capsys, *arguments, "--overwrite")
+    assert "warning" not in err
 
 
 def mistakes(folder):

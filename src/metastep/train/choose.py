@@ -31,6 +31,7 @@ from metastep.train.problem import (
 from metastep.train.rehearse import Announce, Rehearsals, rehearsal_length, rehearse
 from metastep.train.sharpness import SHARE_OF_EDGE
 from metastep.train.step import compile_advance
+from metastep.train.units import warn_of_units
 
 _EDGE_TASKS, _LANCZOS = 32, 20
 
@@ -76,6 +77,7 @@ def choose_rates(
         if record["alpha_chosen"] != alpha:
             meta_lr, meta_reason = choose_meta_lr(config, task_set, record["alpha_chosen"])
     return record | {
+        "warnings": warn_of_units(config, task_set) + record.get("warnings", []),
         "rate": config.rate,
         "rate_reason": RATES[config.rate].summary,
         "meta_lr": meta_lr,

@@ -1,0 +1,104 @@
+"""What inputs and labels cost that nobody has brought to zero mean and unit variance.
+
+    python benchmarks/raw_units.py [--iterations 1000] [--seeds 0 1 2] [--out benchmarks/results]
+
+The same tasks (`Weather`) with their three inputs, or their labels, moved and stretched in different ways, each
+learned with nothing given. Losses are given in units of the labels before they were stretched, so whatever they
+differ by is the price of how the numbers come. Writes raw_units.json and prints a table.
+"""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from awkward_problems import Weather
+from metastep import Batch, Episode
+from metastep._records import write_json
+from zero_tuning import nothing_given
+from zero_tuning_families import Family
+
+
+class Moved(Weather):
+    """Labels moved and stretched, after inputs that may be."""
+
+    label_mean: Float[Array, ""] = eqx.field(converter=jnp.asarray, default=0.0)
+    label_spread: Float[Array, ""] = eqx.field(converter=jnp.asarray, default=1.0)
+
+    def sample(self, key: PRNGKeyArray) -> Episode:
+        tasks = super().sample(key)
+        support, query = (
+            Batch(part.x, self.label_mean + self.label_spread * part.y)
+            for part in (tasks.support, tasks.query)
+        )
+        return Episode(support, query)
+
+
+def moved(mean=0.0, spread=1.0, one_spread=1.0, **labels) -> Moved:
+    """All inputs with this mean and standard deviation, the last one stretched once more."""
+    return Moved(usual=(mean,) * 3, spread=(spread, spread, spread * one_spread), **labels)
+
+
+CASES = {
+    "zero means, unit variances": moved(),
+    "inputs with means of 1 standard deviation": moved(1.0),
+    "means of 3": moved(3.0),
+    "means of 10": moved(10.0),
+    "means of 30": moved(30.0),
+    "means of 100": moved(100.0),
+    "one input 10 times as wide": moved(one_spread=10.0),
+    "100 times as wide": moved(one_spread=100.0),
+    "1,000 times as wide": moved(one_spread=1000.0),
+    "all inputs 0.01 times as wide": moved(spread=0.01),
+    "0.1 times": moved(spread=0.1),
+    "10 times": moved(spread=10.0),
+    "100 times": moved(spread=100.0),
+    "inputs as the instruments give them": Moved(),
+    "labels with a mean of 3 standard deviations": moved(label_mean=3.0 * 2.1),
+    "a mean of 10": moved(label_mean=10 * 2.1),
+    "a mean of 100": moved(label_mean=100 * 2.1),
+    "labels 0.01 times as wide": moved(label_spread=0.01),
+    "labels 100 times as wide": moved(label_spread=100.0),
+}
+"""The labels have a standard deviation of 2.1 to begin with."""
+
+
+@dataclasses.dataclass
+class Options:
+    """Train with nothing given on inputs moved and stretched."""
+
+    iterations: int = 1_000
+    """Meta-steps."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the runs."""
+    out: Path = Path("benchmarks/results")
+    """Where the JSON goes."""
+
+
+def losses(tasks: Moved, options: Options, folder: Path) -> list[float]:
+    """Held-out losses after adaptation, one for each seed; infinite where a run failed."""
+    family = Family({"tasks": tasks}, (0, 0), (), (0, 0, 0))
+    rows = (nothing_given(family, (options.iterations,), seed, folder)[0] for seed in options.seeds)
+    unit = float(tasks.label_spread) ** 2
+    return [np.inf if row["loss"] is None else row["loss"] / unit for row in rows]
+
+
+def main() -> None:
+    """Run one after another."""
+    options, record = tyro.cli(Options), {}
+    print("| | held-out loss | times that of the first |\n|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, tasks in CASES.items():
+            record[name] = losses(tasks, options, Path(folder))
+            mean, first = np.mean(record[name]), np.mean(next(iter(record.values())))
+            print(f"| {name} | {mean:.3f} | {mean / first:.1f} |", flush=True)
+    write_json(options.out / "raw_units.json", {"iterations": options.iterations, "loss": record})
+
+
+if __name__ == "__main__":
+    main()
