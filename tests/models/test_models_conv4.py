@@ -7,7 +7,7 @@ import pytest
 
 from metastep import Batch
 from metastep._errors import InputError
-from metastep.models import Model, Objective, conv4, mlp, with_unit_features
+from metastep.models import Model, Objective, conv4, mlp, standardised, with_unit_features
 from metastep.models.conv4 import batch_norm, convolve_3x3, max_pool
 
 
@@ -268,3 +268,18 @@ def test_an_example_without_any_feature_stays_without():
 def test_unit_features_need_features():
     with pytest.raises(InputError, match="with_unit_features: mlp-4 has no features or no head"):
         with_unit_features(mlp((1,), 1, (4,)))
+
+
+def test_standardised_moves_and_stretches_what_goes_in_and_what_comes_out(rng):
+    plain = conv4((16, 16, 2), 3, filters=4)
+    params, x = any_params(plain, rng), jnp.asarray(rng.normal(size=(5, 16, 16, 2)))
+    inputs, labels = ((7.0, -2.0), (3.0, 0.5)), ((1.0, 10.0, -5.0), (2.0, 0.1, 30.0))
+    model = standardised(plain, inputs, labels)
+    moved = jnp.array(inputs[0]) + jnp.array(inputs[1]) * x
+    expected = jnp.array(labels[0]) + jnp.array(labels[1]) * plain.apply(params, x)
+    np.testing.assert_allclose(model.apply(params, moved), expected, rtol=1e-9)
+    through_head = model.head(params, model.features(params, moved))
+    np.testing.assert_allclose(through_head, expected, rtol=1e-9)
+    assert model.is_head is plain.is_head
+    assert standardised(plain).apply(params, x).tolist() == plain.apply(params, x).tolist()
+    assert standardised(mlp((2,), 1, (4,)), ((1.0,), (2.0,))).features is None

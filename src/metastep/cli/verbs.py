@@ -164,6 +164,8 @@ def _start(options: TrainOptions, folder: RunFolder, crew: Crew, command: str):
                 f"alpha {record['alpha_chosen']:.4g} ({record['alpha_reason']})\n"
                 f"meta rate {record['meta_lr']:.4g} ({record['meta_lr_reason']})"
             )
+            for note in record["notes"]:
+                console.print(note, markup=False)
             for warning in record["warnings"]:
                 console.print(f"warning: {warning}", style="yellow", markup=False)
             if "memory_reason" in record:

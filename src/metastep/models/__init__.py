@@ -7,7 +7,7 @@ from metastep.models.convolution import (
     has_native_convolution,
     warn_of_native_convolution,
 )
-from metastep.models.core import Model, with_unit_features
+from metastep.models.core import Model, standardised, with_unit_features
 from metastep.models.dense import linear, mlp
 from metastep.models.equinox import from_equinox
 from metastep.models.objective import (
@@ -35,6 +35,7 @@ __all__ = [
     "max_pool",
     "mlp",
     "squared_error",
+    "standardised",
     "warn_of_native_convolution",
     "with_unit_features",
 ]

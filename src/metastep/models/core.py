@@ -1,7 +1,7 @@
 """What metastep asks of a model: two pure functions, and which parameters form the head."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -98,3 +98,51 @@ def with_unit_features(model: Model) -> Model:
         return head(params, features(params, x))
 
     return dataclasses.replace(model, apply=apply, features=features)
+
+
+Columns = tuple[Sequence[float], Sequence[float]]
+"""Mean and standard deviation of each column, or one of each for all."""
+
+
+def standardised(
+    model: Model, inputs: Columns | None = None, labels: Columns | None = None
+) -> Model:
+    """The same model for data in units of its own: what it sees has zero mean and unit variance.
+
+        apply(params, x) = mean_y + deviation_y * model.apply(params, (x - mean_x) / deviation_x)
+
+    Losses and predictions stay in the units of the labels.
+
+    Parameters
+    ----------
+    model : any
+    inputs : mean and standard deviation along the last axis of x, above 0; None leaves inputs as they are
+    labels : those of each output; None leaves outputs as they are
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> scale_only = Model(init=lambda key: jnp.ones(()), apply=lambda scale, x: scale * x)
+    >>> standardised(scale_only, inputs=([10.0], [2.0])).apply(jnp.ones(()), jnp.array([[14.0]])).tolist()
+    [[2.0]]
+    """
+
+    def seen(x: Array) -> Array:
+        if inputs is None:
+            return x
+        mean, deviation = (jnp.asarray(values, x.dtype) for values in inputs)
+        return (x - mean) / deviation
+
+    def told(outputs: Array) -> Array:
+        if labels is None:
+            return outputs
+        mean, deviation = (jnp.asarray(values, outputs.dtype) for values in labels)
+        return mean + deviation * outputs
+
+    raw, head = model.features, model.head
+    return dataclasses.replace(
+        model,
+        apply=lambda params, x: told(model.apply(params, seen(x))),
+        features=None if raw is None else lambda params, x: raw(params, seen(x)),
+        head=None if head is None else lambda params, found: told(head(params, found)),
+    )

@@ -88,7 +88,9 @@ def _context(run: Run) -> dict[str, Any]:
         "notes": run.notes,
         "version": str(run.config.get("metastep", "")),
         "rates": rates_rows(run.rates),
-        "warnings": [str(text) for text in run.rates.get("warnings") or []],
+        "remarks": [
+            str(text) for name in ("notes", "warnings") for text in run.rates.get(name) or []
+        ],
         "alpha_picture": _alpha_picture(run),
         "rows": len(run.rows) + len(run.validation),
         "learning": list(_learning_pictures(run)),

@@ -32,6 +32,7 @@ def rates_table(record: dict[str, Any]) -> RenderableType:
         _add(table, row.label, row.value, row.interval)
         if row.note:
             lines.append(_labelled(row.label, row.note))
+    lines += [_labelled("note", str(text)) for text in record.get("notes") or []]
     lines += [_labelled("warning", str(text), "yellow") for text in record.get("warnings") or []]
     return Group(table, *lines)
 

@@ -31,7 +31,7 @@ from metastep.train.problem import (
 from metastep.train.rehearse import Announce, Rehearsals, rehearsal_length, rehearse
 from metastep.train.sharpness import SHARE_OF_EDGE
 from metastep.train.step import compile_advance
-from metastep.train.units import warn_of_units
+from metastep.train.units import remarks_on_units
 
 _EDGE_TASKS, _LANCZOS = 32, 20
 
@@ -76,8 +76,10 @@ def choose_rates(
         record |= _after_rehearsals(config, rehearsals, record["alpha_reason"])
         if record["alpha_chosen"] != alpha:
             meta_lr, meta_reason = choose_meta_lr(config, task_set, record["alpha_chosen"])
+    remarks = remarks_on_units(config, task_set.description.get("units", {}))
     return record | {
-        "warnings": warn_of_units(config, task_set) + record.get("warnings", []),
+        "notes": remarks["notes"],
+        "warnings": remarks["warnings"] + record.get("warnings", []),
         "rate": config.rate,
         "rate_reason": RATES[config.rate].summary,
         "meta_lr": meta_lr,

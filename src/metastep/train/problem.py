@@ -48,6 +48,7 @@ from metastep.train.own import (
 )
 from metastep.train.references import is_own
 from metastep.train.scaling import Scaling
+from metastep.train.units import in_units, outstanding_units
 
 SYNTHETIC = ("linear", "quadratic", "sinusoid")
 Config = TypeVar("Config", bound=ProblemConfig)
@@ -82,7 +83,7 @@ def load_tasks(config: TaskConfig) -> TaskSet:
     """
     choice = config.tasks
     if not isinstance(choice, str) or is_own(choice):
-        return _task_set(own_tasks(config), config)
+        return _task_set(own_tasks(config), config, raw=True)
     if choice in SYNTHETIC:
         family = _synthetic(config)
         return _task_set(TaskSplits.same(family, choice), config)
@@ -199,13 +200,19 @@ def _table_tasks(table: datasets.TaskTable, config: TaskConfig, name: str) -> Ta
         "labels": list(table.labels),
         "task_column": config.task_column or "task",
     }
-    return _task_set(splits, config, scaling=scaling, **facts)
+    return _task_set(splits, config, scaling=scaling, raw=scaling is None, **facts)
 
 
 def _task_set(
-    splits: TaskSplits, config: TaskConfig, scaling: Scaling | None = None, **facts: Any
+    splits: TaskSplits,
+    config: TaskConfig,
+    scaling: Scaling | None = None,
+    raw: bool = False,
+    **facts: Any,
 ) -> TaskSet:
+    """With a description; `raw` data may come in any units."""
     family = splits.train
+    units = outstanding_units(family, split_keys(config.seed)["rates"]) if raw else {}
     description = {
         "name": splits.name,
         "tasks": in_words(config.tasks),
@@ -215,6 +222,7 @@ def _task_set(
         "images": isinstance(family, FewShot),
         "table": isinstance(family, TableTasks),
         **sizes_of(family),
+        **({"units": units} if units else {}),
         **facts,
     }
     return TaskSet(splits, description, scaling)
@@ -235,7 +243,12 @@ def filled(config: TrainConfig, description: dict[str, Any]) -> TrainConfig:
 
 
 def build_model(config: ProblemConfig, description: dict[str, Any]) -> Model:
-    """The model that the options and the shape of the tasks ask for."""
+    """The model that the options, the shape of the tasks and their units ask for."""
+    model = _build_model(config, description)
+    return in_units(config, description["units"], model) if "units" in description else model
+
+
+def _build_model(config: ProblemConfig, description: dict[str, Any]) -> Model:
     input_shape: Sequence[int] = tuple(description["input_shape"])
     output_size = description["output_size"]
     name = model_choice(config, description)

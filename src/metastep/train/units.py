@@ -1,6 +1,7 @@
-"""Whether inputs and labels are near zero mean and unit variance, which decides more than any learning rate."""
+"""Inputs and labels far from zero mean and unit variance, which no learning rate makes up for."""
 
-from functools import partial
+import math
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from metastep._kept import kept_jit
+from metastep.models import Model, standardised
 from metastep.tasks import AbstractTaskFamily, batch_of_episodes
 from metastep.train.config import ProblemConfig
-from metastep.train.problem import TaskSet, split_keys
 from metastep.train.references import is_own
 
 # By benchmarks/raw_units.py means of 3 standard deviations cost a fifth, of 10 twice the loss; one input a hundred
@@ -19,23 +20,57 @@ _FAR = 3.0
 _WIDE = 100.0
 _NUM_TASKS = 64
 
+Units = dict[str, dict[str, list[float]]]
+"""What stands out, by name ("inputs", "labels"): `mean` and `deviation` of each column."""
 
-def warn_of_units(config: ProblemConfig, task_set: TaskSet) -> list[str]:
-    """What to know about the units of tasks of the user's own, and of tables that are not standardised.
 
-    A sentence each for means far from zero and for widths far from one, of inputs and of labels that squared error
-    compares with outputs. Whole numbers, such as tokens, have no units.
+def outstanding_units(family: AbstractTaskFamily, key: PRNGKeyArray) -> Units:
+    """What of inputs and real labels is far from zero mean and unit variance, over 64 tasks.
+
+    Whole numbers, such as tokens and classes, have no units. The entries of images are one column.
     """
-    description = task_set.description
-    comes_raw = is_own(config.tasks) or (description["table"] and task_set.scaling is None)
-    if not comes_raw:
-        return []
-    family, key = task_set.splits.train, split_keys(config.seed)["rates"]
     x, y = jax.device_get(kept_jit(partial(_moments, num_tasks=_NUM_TASKS))(family, key))
-    compares = description["kind"] == "regression" and not is_own(config.loss)
-    found = [_told("inputs", *x)] if x else []
-    found += [_told("labels", *y)] if y and compares else []
-    return [text for text in found if text]
+    named = {"inputs": x, "labels": y}
+    return {
+        name: _rounded(*found) for name, found in named.items() if found and _stands_out(*found)
+    }
+
+
+def in_units(config: ProblemConfig, units: Units, model: Model) -> Model:
+    """A model of the library's for data that comes in units of its own."""
+    columns = {
+        name: (tuple(found["mean"]), tuple(found["deviation"]))
+        for name, found in units.items()
+        if _is_met(config, name)
+    }
+    return _standardised(model, **columns) if columns else model
+
+
+# Built again for the same units it is the same model, and so are programs made of it.
+_standardised = lru_cache(maxsize=8)(standardised)
+
+
+def remarks_on_units(config: ProblemConfig, units: Units) -> dict[str, list[str]]:
+    """Sentences about what stands out: `notes` where the model meets it, `warnings` where it does not."""
+    remarks: dict[str, list[str]] = {"notes": [], "warnings": []}
+    for name, found in units.items():
+        if _is_met(config, name):
+            remarks["notes"].append(
+                f"{name} have {_seen(found)}: the model sees them at zero mean and unit variance "
+                "(--no-standardise: as they are)"
+            )
+        elif name == "inputs" or not is_own(config.loss):
+            remarks["warnings"].append(
+                f"{name} have {_seen(found)}: bring them to zero mean and unit variance over the training tasks, "
+                "unless the model does that; learning rates cannot make up for units"
+            )
+    return remarks
+
+
+def _is_met(config: ProblemConfig, name: str) -> bool:
+    """Whether the model is one that may be told of units, and the loss one that compares outputs with labels."""
+    ours = config.standardise and not is_own(config.model)
+    return ours and (name == "inputs" or not is_own(config.loss))
 
 
 Moments = tuple[Float[Array, " columns"], Float[Array, " columns"]]
@@ -56,24 +91,39 @@ def _moments(
     return moments(query.x), moments(query.y)
 
 
-def _told(what: str, mean: np.ndarray, spread: np.ndarray) -> str:
-    """The sentence about the worst column, or nothing."""
-    varies = spread > 1e-6 * np.abs(mean)
-    if not varies.any():
-        return ""
-    moving = spread[varies]
-    # A mean is in the way where it stands out from the other columns too: a flag that is nearly always 1 is harmless.
-    off = np.abs(mean) / np.maximum(spread, np.sqrt(np.mean(np.square(moving))))
-    if off.max() > _FAR:
-        worst = int(np.argmax(off))
-        seen = f"a mean of {mean[worst]:.4g} and a standard deviation of {spread[worst]:.3g}"
-        seen += f" in column {worst + 1} of {len(mean)}" if len(mean) > 1 else ""
-    elif max(moving.max(), 1 / moving.min(), moving.max() / moving.min()) > _WIDE:
-        both = f"standard deviations from {moving.min():.3g} to {moving.max():.3g}"
-        seen = both if len(moving) > 1 else f"a standard deviation of {moving[0]:.3g}"
-    else:
-        return ""
-    return (
-        f"{what} have {seen}: bring {what} to zero mean and unit variance over the training tasks, unless the model "
-        "does that; learning rates cannot make up for units"
-    )
+def _stands_out(mean: np.ndarray, deviation: np.ndarray) -> bool:
+    moving = deviation[deviation > 1e-6 * np.abs(mean)]
+    if not moving.size:
+        return False
+    wide = max(moving.max(), 1 / moving.min(), moving.max() / moving.min())
+    return bool(_off(mean, deviation).max() > _FAR or wide > _WIDE)
+
+
+def _off(mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """Means where they stand out from the other columns too: a flag that is nearly always 1 is harmless."""
+    moving = deviation[deviation > 1e-6 * np.abs(mean)]
+    return np.abs(mean) / np.maximum(deviation, np.sqrt(np.mean(np.square(moving))))
+
+
+def _rounded(mean: np.ndarray, deviation: np.ndarray) -> dict[str, list[float]]:
+    """To a hundredth of a deviation, so that another machine finds the same; 1 for what never varies."""
+    varies = deviation > 1e-6 * np.abs(mean)
+    scale = [
+        float(f"{d:.3g}") if moves else 1.0 for d, moves in zip(deviation, varies, strict=True)
+    ]
+    digits = [2 - math.floor(math.log10(one)) for one in scale]
+    centre = [round(float(m), places) for m, places in zip(mean, digits, strict=True)]
+    return {"mean": centre, "deviation": scale}
+
+
+def _seen(found: dict[str, list[float]]) -> str:
+    """The worst column in words."""
+    mean, deviation = np.array(found["mean"]), np.array(found["deviation"])
+    off = _off(mean, deviation)
+    if off.max() <= _FAR:
+        least, most = deviation.min(), deviation.max()
+        several = f"standard deviations from {least:.3g} to {most:.3g}"
+        return several if len(mean) > 1 else f"a standard deviation of {most:.3g}"
+    worst = int(np.argmax(off))
+    where = f" in column {worst + 1} of {len(mean)}" if len(mean) > 1 else ""
+    return f"a mean of {mean[worst]:.4g}{where}, {off[worst]:.3g} standard deviations from 0"
