@@ -124,7 +124,8 @@ def recurrent() -> Model:
 class Weather(AbstractTaskFamily):
     """Degrees, percents and hectopascals as instruments give them, to a reading that each site weighs its own way.
 
-    Pressure is always near 1,013, so that a network sees little else until its first layer has learned to.
+    Pressure is always near 1,013, so that a network sees little else until its first layer has learned to. Other
+    means and standard deviations of inputs, and others of the reading than 0 and 2.1, may be given.
     """
 
     kind = "regression"
@@ -133,13 +134,16 @@ class Weather(AbstractTaskFamily):
     shots: int = eqx.field(static=True, default=10)
     usual: Float[Array, " 3"] = eqx.field(converter=jnp.asarray, default=(15.0, 60.0, 1013.0))
     spread: Float[Array, " 3"] = eqx.field(converter=jnp.asarray, default=(8.0, 15.0, 10.0))
+    label_mean: Float[Array, ""] = eqx.field(converter=jnp.asarray, default=0.0)
+    label_spread: Float[Array, ""] = eqx.field(converter=jnp.asarray, default=1.0)
 
     def sample(self, key: PRNGKeyArray) -> Episode:
         site_key, input_key, noise_key = jax.random.split(key, 3)
         weights, level = _NORMAL(site_key, (3,)), _NORMAL(jax.random.fold_in(site_key, 1))
         z = _NORMAL(input_key, (2 * self.shots, 3))
         y = level + z @ weights + 0.5 * z[:, 0] * z[:, 1] + 0.1 * _NORMAL(noise_key, z.shape[:1])
-        return split(self.usual + self.spread * z, y[:, None], self.shots)
+        readings = self.label_mean + self.label_spread * y[:, None]
+        return split(self.usual + self.spread * z, readings, self.shots)
 
 
 class Rare(AbstractTaskFamily):

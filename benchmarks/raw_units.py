@@ -12,37 +12,18 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
-import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 import tyro
-from jaxtyping import Array, Float, PRNGKeyArray
 
 from awkward_problems import Weather
-from metastep import Batch, Episode
 from metastep._records import write_json
 from zero_tuning import nothing_given
 from zero_tuning_families import Family
 
 
-class Moved(Weather):
-    """Labels moved and stretched, after inputs that may be."""
-
-    label_mean: Float[Array, ""] = eqx.field(converter=jnp.asarray, default=0.0)
-    label_spread: Float[Array, ""] = eqx.field(converter=jnp.asarray, default=1.0)
-
-    def sample(self, key: PRNGKeyArray) -> Episode:
-        tasks = super().sample(key)
-        support, query = (
-            Batch(part.x, self.label_mean + self.label_spread * part.y)
-            for part in (tasks.support, tasks.query)
-        )
-        return Episode(support, query)
-
-
-def moved(mean=0.0, spread=1.0, one_spread=1.0, **labels) -> Moved:
+def moved(mean=0.0, spread=1.0, one_spread=1.0, **labels) -> Weather:
     """All inputs with this mean and standard deviation, the last one stretched once more."""
-    return Moved(usual=(mean,) * 3, spread=(spread, spread, spread * one_spread), **labels)
+    return Weather(usual=(mean,) * 3, spread=(spread, spread, spread * one_spread), **labels)
 
 
 CASES = {
@@ -59,7 +40,7 @@ CASES = {
     "0.1 times": moved(spread=0.1),
     "10 times": moved(spread=10.0),
     "100 times": moved(spread=100.0),
-    "inputs as the instruments give them": Moved(),
+    "inputs as the instruments give them": Weather(),
     "labels with a mean of 3 standard deviations": moved(label_mean=3.0 * 2.1),
     "a mean of 10": moved(label_mean=10 * 2.1),
     "a mean of 100": moved(label_mean=100 * 2.1),
@@ -81,7 +62,7 @@ class Options:
     """Where the JSON goes."""
 
 
-def losses(tasks: Moved, standardise: bool, options: Options, folder: Path) -> list[float]:
+def losses(tasks: Weather, standardise: bool, options: Options, folder: Path) -> list[float]:
     """Held-out losses after adaptation, one for each seed; infinite where a run failed."""
     family = Family({"tasks": tasks, "standardise": standardise}, (0, 0), (), (0, 0, 0))
     rows = (nothing_given(family, (options.iterations,), seed, folder)[0] for seed in options.seeds)

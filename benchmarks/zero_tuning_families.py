@@ -51,6 +51,7 @@ class Family:
 
 
 _LINEAR = MixedLinear(centre=jnp.ones(_DIM), features=ill_conditioned, shots=10, queries=25)
+_FAR_LABELS = Weather(usual=(0.0,) * 3, spread=(1.0,) * 3, label_mean=21.0)
 _SINE = (1e-3, 1e-1)
 _LONG = (6_000, 20_000, 60_000)
 FAMILIES: dict[str, Family] = {
@@ -138,5 +139,9 @@ FAMILIES: dict[str, Family] = {
         {"tasks": "sinusoid", "hidden": (40,) * 6}, _SINE, (300, 1_000), _LONG
     ),
     "weather": Family({"tasks": Weather}, (1e-7, 1e-3), (300, 1_000), _LONG),
+    "far labels": Family({"tasks": _FAR_LABELS}, _SINE, (300, 1_000), _LONG),
+    "far labels, --no-standardise": Family(
+        {"tasks": _FAR_LABELS, "standardise": False}, _SINE, (300, 1_000), _LONG
+    ),
     "rare": Family({"tasks": Rare}, (3e-2, 3), (100, 300, 1_000), _LONG),
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """Inputs and labels far from zero mean and unit variance, which no learning rate makes up for."""
 
 import math
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def outstanding_units(family: AbstractTaskFamily, key: PRNGKeyArray) -> Units:
 
     Whole numbers, such as tokens and classes, have no units. The entries of images are one column.
     """
-    x, y = jax.device_get(kept_jit(partial(_moments, num_tasks=_NUM_TASKS))(family, key))
+    x, y = jax.device_get(_kept_moments(family, key))
     named = {"inputs": x, "labels": y}
     return {
         name: _rounded(*found) for name, found in named.items() if found and _stands_out(*found)
@@ -77,10 +77,10 @@ Moments = tuple[Float[Array, " columns"], Float[Array, " columns"]]
 
 
 def _moments(
-    family: AbstractTaskFamily, key: PRNGKeyArray, *, num_tasks: int
+    family: AbstractTaskFamily, key: PRNGKeyArray
 ) -> tuple[Moments | None, Moments | None]:
     """Mean and standard deviation of each input and of each label over tasks; None for whole numbers."""
-    query = batch_of_episodes(family, key, num_tasks).query
+    query = batch_of_episodes(family, key, _NUM_TASKS).query
 
     def moments(values: Array) -> Moments | None:
         if not jnp.issubdtype(values.dtype, jnp.floating):
@@ -89,6 +89,9 @@ def _moments(
         return jnp.mean(columns, axis=0), jnp.std(columns, axis=0)
 
     return moments(query.x), moments(query.y)
+
+
+_kept_moments = kept_jit(_moments)
 
 
 def _stands_out(mean: np.ndarray, deviation: np.ndarray) -> bool:
