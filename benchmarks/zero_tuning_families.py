@@ -138,7 +138,10 @@ FAMILIES: dict[str, Family] = {
     "sinusoid, deep network": Family(
         {"tasks": "sinusoid", "hidden": (40,) * 6}, _SINE, (300, 1_000), _LONG
     ),
-    "weather": Family({"tasks": Weather}, (1e-7, 1e-3), (300, 1_000), _LONG),
+    "weather": Family({"tasks": Weather}, (1e-2, 1), (300, 1_000), _LONG),
+    "weather, --no-standardise": Family(
+        {"tasks": Weather, "standardise": False}, (1e-7, 1e-3), (300, 1_000), _LONG
+    ),
     "far labels": Family({"tasks": _FAR_LABELS}, _SINE, (300, 1_000), _LONG),
     "far labels, --no-standardise": Family(
         {"tasks": _FAR_LABELS, "standardise": False}, _SINE, (300, 1_000), _LONG

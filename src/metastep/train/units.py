@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from metastep._kept import kept_jit
 from metastep.models import Model, standardised
-from metastep.tasks import AbstractTaskFamily, batch_of_episodes
+from metastep.tasks import AbstractTaskFamily
 from metastep.train.config import ProblemConfig
 from metastep.train.references import is_own
 
@@ -80,15 +80,29 @@ def _moments(
     family: AbstractTaskFamily, key: PRNGKeyArray
 ) -> tuple[Moments | None, Moments | None]:
     """Mean and standard deviation of each input and of each label over tasks; None for whole numbers."""
-    query = batch_of_episodes(family, key, _NUM_TASKS).query
 
-    def moments(values: Array) -> Moments | None:
-        if not jnp.issubdtype(values.dtype, jnp.floating):
+    def of_task(key: PRNGKeyArray) -> tuple[Moments | None, Moments | None]:
+        query = family.sample(key).query
+        return _mean_and_variance(query.x), _mean_and_variance(query.y)
+
+    def over_tasks(found: Moments | None) -> Moments | None:
+        if found is None:
             return None
-        columns = values.reshape(-1, values.shape[-1] if values.ndim == 3 else 1)
-        return jnp.mean(columns, axis=0), jnp.std(columns, axis=0)
+        means, variances = found
+        spread = jnp.mean(variances, axis=0) + jnp.var(means, axis=0)
+        return jnp.mean(means, axis=0), jnp.sqrt(spread)
 
-    return moments(query.x), moments(query.y)
+    # One task after another: of images, many at once would take hundreds of megabytes.
+    x, y = jax.lax.map(of_task, jax.random.split(key, _NUM_TASKS))
+    return over_tasks(x), over_tasks(y)
+
+
+def _mean_and_variance(values: Array) -> Moments | None:
+    """Of each column of the examples of a task; of whole numbers nothing."""
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        return None
+    columns = values if values.ndim == 2 else values.reshape(-1, 1)
+    return jnp.mean(columns, axis=0), jnp.var(columns, axis=0)
 
 
 _kept_moments = kept_jit(_moments)
