@@ -61,6 +61,8 @@ class Options:
     """Which side of the comparison to run; the other is read from the JSON that is there."""
     optimizer: OptimizerName = "auto"
     """Outer optimiser of our side; its meta rate stays auto. auto: the default."""
+    start: float | None = None
+    """Where alpha starts on our side. Default: where it is measured to."""
     out: Path = Path("benchmarks/results")
     """Where the JSON goes."""
     figures: Path = Path("docs/figures")
@@ -97,10 +99,17 @@ def load(family: Family, seed: int, folder: Path, optimizer: OptimizerName = "au
 
 
 def nothing_given(
-    family: Family, budgets, seed: int, folder: Path, optimizer: OptimizerName = "auto"
+    family: Family,
+    budgets,
+    seed: int,
+    folder: Path,
+    optimizer: OptimizerName = "auto",
+    start: float | None = None,
 ) -> list[dict]:
     """metastep as `metastep train TASKS --iterations BUDGET` runs it, guard and all, once for each budget."""
     config, task_set = load(family, seed, folder, optimizer)
+    if start is not None:  # a rate that is given would stay
+        config = dataclasses.replace(config, alpha=start, rate="shared-meta-sgd")
     rows = []
     for budget in budgets:
         now = dataclasses.replace(config, iterations=budget, log_every=max(1, budget // 200))
@@ -115,7 +124,7 @@ def nothing_given(
             {
                 "seed": seed,
                 "budget": budget,
-                "alpha_measured": rates["alpha"],
+                "alpha_measured": rates.get("alpha"),
                 "alpha_at_start": alpha,
                 "alpha": float(mean_alpha(learner, state.meta, state.rate_state)),
                 "incidents": int(state.incidents.count),
@@ -313,7 +322,9 @@ def renew(options: Options, name: str, found: dict[str, Any], folder: Path) -> d
         ours = [
             row
             for seed in seeds
-            for row in nothing_given(family, budgets, seed, folder, options.optimizer)
+            for row in nothing_given(
+                family, budgets, seed, folder, options.optimizer, options.start
+            )
         ]
         found = found | {"ours": ours, "ours_seconds": time.monotonic() - began}
     began = time.monotonic()

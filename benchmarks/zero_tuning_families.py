@@ -119,7 +119,7 @@ FAMILIES: dict[str, Family] = {
     "outliers": Family(
         {"tasks": Outliers, "loss": huber, "steps": 2}, (1e-2, 1), (100, 300, 1_000), _LONG
     ),
-    "units": Family({"tasks": Units}, (1e-4, 1e-1), (100, 300, 1_000), _LONG),
+    "units": Family({"tasks": Units}, (1e-6, 1e-3), (100, 300, 1_000), _LONG),
     "series": Family(
         {"tasks": Series, "model": recurrent(), "steps": 3}, (1e-2, 1), (100, 300), _LONG
     ),
