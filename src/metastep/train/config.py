@@ -75,8 +75,8 @@ class TaskConfig:
     kind: Literal["regression", "classification"] | None = None
     """What a table or .npz asks for. Default: seen from y."""
     standardise: bool = True
-    """Give the columns of a table mean 0 and variance 1; predictions are turned back into their units. With tasks of
-    your own that are far from that, let the model do so, unless it is your own too."""
+    """Give the columns of a table mean 0 and variance 1; predictions are turned back into their units.
+    With tasks of your own that are far from that, a model of metastep's does so by itself."""
     seed: int = 0
     """Fixes tasks, splits, initial parameters: everything."""
 

@@ -56,7 +56,7 @@ def remarks_on_units(config: ProblemConfig, units: Units) -> dict[str, list[str]
     for name, found in units.items():
         if _is_met(config, name):
             remarks["notes"].append(
-                f"{name} have {_seen(found)}: the model sees them at zero mean and unit variance "
+                f"{name} have {_seen(found)}: the model has them at zero mean and unit variance "
                 "(--no-standardise: as they are)"
             )
         elif name == "inputs" or not is_own(config.loss):
