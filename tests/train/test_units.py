@@ -106,6 +106,9 @@ def test_labels_that_no_output_is_compared_with_do_not_count():
 def test_a_column_that_never_varies_is_in_the_way_if_it_is_large():
     (text,) = warnings(Shifted(mean=(0.0, 500.0), spread=(1.0, 0.0)))
     assert "mean of 500 in column 2 of 2" in text
+    # Beside narrow inputs 1 is large; nobody says that it varies.
+    (text,) = warnings(Shifted(mean=(0.0, 1.0), spread=(0.02, 0.0)))
+    assert "mean of 1 in column 2 of 2" in text
     assert warnings(Shifted(mean=(0.0, 1.0), spread=(1.0, 0.0))) == []
     assert warnings(Shifted(spread=(0.0, 0.0))) == []
 

@@ -1,4 +1,8 @@
-"""Inputs and labels far from zero mean and unit variance, which no learning rate makes up for."""
+"""Inputs and labels far from zero mean and unit variance, which no learning rate makes up for.
+
+Tables are standardised as data (`train.scaling`). Tasks of the user's own are sampled by code that is not ours, and
+their losses should stay in units that the user knows: so here it is the model that is told.
+"""
 
 import math
 from functools import lru_cache
@@ -21,7 +25,7 @@ _WIDE = 100.0
 _NUM_TASKS = 64
 
 Units = dict[str, dict[str, list[float]]]
-"""What stands out, by name ("inputs", "labels"): `mean` and `deviation` of each column."""
+"""What stands out, by name ("inputs", "labels"): `mean` and `deviation` of each column, 0 where it never varies."""
 
 
 def outstanding_units(family: AbstractTaskFamily, key: PRNGKeyArray) -> Units:
@@ -39,7 +43,7 @@ def outstanding_units(family: AbstractTaskFamily, key: PRNGKeyArray) -> Units:
 def in_units(config: ProblemConfig, units: Units, model: Model) -> Model:
     """A model of the library's for data that comes in units of its own."""
     columns = {
-        name: (tuple(found["mean"]), tuple(found["deviation"]))
+        name: (tuple(found["mean"]), tuple(one or 1.0 for one in found["deviation"]))
         for name, found in units.items()
         if _is_met(config, name)
     }
@@ -108,8 +112,12 @@ def _mean_and_variance(values: Array) -> Moments | None:
 _kept_moments = kept_jit(_moments)
 
 
+def _varies(mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    return deviation > 1e-6 * np.abs(mean)
+
+
 def _stands_out(mean: np.ndarray, deviation: np.ndarray) -> bool:
-    moving = deviation[deviation > 1e-6 * np.abs(mean)]
+    moving = deviation[_varies(mean, deviation)]
     if not moving.size:
         return False
     wide = max(moving.max(), 1 / moving.min(), moving.max() / moving.min())
@@ -118,29 +126,27 @@ def _stands_out(mean: np.ndarray, deviation: np.ndarray) -> bool:
 
 def _off(mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
     """Means where they stand out from the other columns too: a flag that is nearly always 1 is harmless."""
-    moving = deviation[deviation > 1e-6 * np.abs(mean)]
+    moving = deviation[_varies(mean, deviation)]
     return np.abs(mean) / np.maximum(deviation, np.sqrt(np.mean(np.square(moving))))
 
 
 def _rounded(mean: np.ndarray, deviation: np.ndarray) -> dict[str, list[float]]:
-    """To a hundredth of a deviation, so that another machine finds the same; 1 for what never varies."""
-    varies = deviation > 1e-6 * np.abs(mean)
-    scale = [
-        float(f"{d:.3g}") if moves else 1.0 for d, moves in zip(deviation, varies, strict=True)
+    """To a hundredth of a deviation, so that another machine finds the same."""
+    scale = [float(f"{d:.3g}") for d in np.where(_varies(mean, deviation), deviation, 0)]
+    centre = [
+        round(float(m), 2 - math.floor(math.log10(one))) if one else float(f"{m:.6g}")
+        for m, one in zip(mean, scale, strict=True)
     ]
-    digits = [2 - math.floor(math.log10(one)) for one in scale]
-    centre = [round(float(m), places) for m, places in zip(mean, digits, strict=True)]
     return {"mean": centre, "deviation": scale}
 
 
 def _seen(found: dict[str, list[float]]) -> str:
     """The worst column in words."""
     mean, deviation = np.array(found["mean"]), np.array(found["deviation"])
-    off = _off(mean, deviation)
+    off, moving = _off(mean, deviation), deviation[deviation > 0]
     if off.max() <= _FAR:
-        least, most = deviation.min(), deviation.max()
-        several = f"standard deviations from {least:.3g} to {most:.3g}"
-        return several if len(mean) > 1 else f"a standard deviation of {most:.3g}"
+        several = f"standard deviations from {moving.min():.3g} to {moving.max():.3g}"
+        return several if len(moving) > 1 else f"a standard deviation of {moving[0]:.3g}"
     worst = int(np.argmax(off))
     where = f" in column {worst + 1} of {len(mean)}" if len(mean) > 1 else ""
     return f"a mean of {mean[worst]:.4g}{where}, {off[worst]:.3g} standard deviations from 0"
