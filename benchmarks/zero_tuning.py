@@ -173,7 +173,9 @@ def whole_grid(family: Family, budgets, seeds, fineness: str, folder: Path) -> l
     rows = []
     for optimizer, (alphas, meta_lrs) in grids(family, fineness).items():
         config, task_set = load(family, 0, folder)
-        config = dataclasses.replace(config, rate="fixed", optimizer=optimizer, schedule="constant")
+        config = dataclasses.replace(
+            config, rate="fixed", optimizer=optimizer, schedule="constant", clip_tasks="off"
+        )
         learner = build_learner(config, task_set.description, alphas[0], meta_lrs[0])
         result = sweep(
             learner, task_set.splits, alphas, meta_lrs, seeds, milestones=budgets,

@@ -23,11 +23,14 @@ class TaskOutcome(eqx.Module):
     loss : query loss after adaptation
     loss_before : support loss before adaptation, which costs nothing extra; without inner steps, `loss`
     metric : the objective's metric on the query set after adaptation, or None
+    length : Euclidean length of the meta-gradient, infinite where that or the loss is not finite; None where no task
+        was to be bounded
     """
 
     loss: Scalar
     loss_before: Scalar
     metric: Scalar | None
+    length: Scalar | None = None
 
 
 class AbstractMetaGradient(eqx.Module):

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from metastep._errors import InputError, check_count
-from metastep._types import Episode, MetaParams
+from metastep._types import Episode, MetaParams, Scalar
 from metastep.adapt import AbstractAdapter
+from metastep.metagrad.bounded import bounded
 from metastep.metagrad.core import AbstractMetaGradient, RateRule, TaskOutcome
 from metastep.models import Objective
 
@@ -23,6 +24,7 @@ class TaskGradient:
     Attributes
     ----------
     rule, objective, adapter, rate, meta : as `AbstractMetaGradient` takes them
+    longest : the length that a task's meta-gradient is cut to, see `bounded`; None for no bound, which costs least
     """
 
     rule: AbstractMetaGradient
@@ -30,13 +32,17 @@ class TaskGradient:
     adapter: AbstractAdapter
     rate: RateRule
     meta: MetaParams
+    longest: Scalar | None = None
 
     def __call__(self, episode: Episode) -> tuple[TaskOutcome, MetaParams]:
         """The outcome of one task and its meta-gradient."""
-        return self.rule(self.objective, self.adapter, self.rate, self.meta, episode)
+        found = self.rule(self.objective, self.adapter, self.rate, self.meta, episode)
+        return found if self.longest is None else bounded(*found, self.longest)
 
     def of_group(self, episodes: Episode) -> tuple[TaskOutcome, MetaParams]:
         """The outcomes of tasks computed side by side, and the sum of their meta-gradients."""
+        if self.longest is not None:  # the sum would not tell how long each was
+            return _summed(self, episodes)
         return self.rule.of_group(self.objective, self.adapter, self.rate, self.meta, episodes)
 
 
@@ -79,6 +85,12 @@ def _side_by_side(
     """All outcomes, and the sum of the meta-gradients."""
     if isinstance(task_gradient, TaskGradient):
         return task_gradient.of_group(episodes)
+    return _summed(task_gradient, episodes)
+
+
+def _summed(
+    task_gradient: Callable[[Episode], tuple[Any, MetaParams]], episodes: Episode
+) -> tuple[Any, MetaParams]:
     outcomes, gradients = jax.vmap(task_gradient)(episodes)
     return outcomes, jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), gradients)
 

@@ -101,6 +101,7 @@ class OuterOptimizer:
     moments_decay : of the average of second moments that has to be corrected for its start at 0; None if it is not
     unit_length : whether meta-gradients are scaled to length 1 before all else
     sized : whether steps are multiplied by the size of each array
+    clip_tasks : how many times the usual length a task's meta-gradient may have; None for any
     """
 
     build: Callable[..., optax.GradientTransformation]
@@ -114,6 +115,7 @@ class OuterOptimizer:
     moments_decay: float | None = None
     unit_length: bool = False
     sized: bool = False
+    clip_tasks: float | None = None
 
 
 def _like_adam(build: Callable, meta_lr: float, reason: str, **more: Any) -> OuterOptimizer:
@@ -124,6 +126,10 @@ def _like_adam(build: Callable, meta_lr: float, reason: str, **more: Any) -> Out
         preconditioner=lambda nu: jnp.sqrt(nu) + _EPS, moments_decay=_BETA2, **more,
     )  # fmt: skip
 
+
+_CLIP_TASKS = 3.0
+"""Where the meta-gradients of tasks are heavy-tailed, that of the longest would be the meta-step. On images, where they
+are much alike, next to none is cut at three times the median."""
 
 _STEP_SIZED = "is the size of a step in the parameters, whatever the scale of the loss"
 _BENCHMARK = "see the benchmark of zero tuning"
@@ -138,6 +144,7 @@ OPTIMIZERS: dict[str, OuterOptimizer] = {
         schedule="until-flat",
         unit_length=True,
         sized=True,
+        clip_tasks=_CLIP_TASKS,
     ),
     "normalised-adam": _like_adam(
         normalised_adam, 3e-2, f"the rate of Adam {_STEP_SIZED}; {_BENCHMARK}", unit_length=True

@@ -97,6 +97,7 @@ def _context(run: Run) -> dict[str, Any]:
         "best": _best(run),
         "decisions": [str(decision.get("text", "")) for decision in run.decisions],
         "incidents": [str(incident.get("text", "")) for incident in run.incidents],
+        "left_out": sum(row.get("left_out", 0) for row in run.rows),
         "examples": _example_pictures(run),
         "examples_kind": run.examples["kind"] if run.examples else "",
         "examples_caption": _CAPTIONS[run.examples["kind"]] if run.examples else "",

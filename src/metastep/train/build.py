@@ -34,5 +34,6 @@ def build_learner(
         tasks_per_step=config.tasks_per_step or 1,
         tasks_at_once=side_by_side(model, config.tasks_at_once, config.tasks_per_step),
         schedule=config.schedule,
+        clip_tasks=None if config.clip_tasks in ("auto", "off") else config.clip_tasks,
         back_offs=config.back_offs,
     )

@@ -134,6 +134,10 @@ class TrainConfig(ProblemConfig):
     until-flat (the same, but down from where the training loss stops falling, if that is earlier), linear or cosine
     (up likewise, then down to the end), constant. auto: constant where --meta-lr is given, else until-flat for
     relative-adam and linear for other optimisers."""
+    clip_tasks: float | Literal["auto", "off"] = "auto"
+    """How much one task may weigh: its meta-gradient is cut to so many times the usual length, a running median over
+    tasks, and up to a tenth of the tasks of a meta-step that blow up are left out of it. off: neither. auto: 3 for
+    relative-adam, off for other optimisers."""
     back_offs: int = 10
     """How often a run that leaves the finite numbers goes back to its last good state and on with half the rate
     that is to blame. 0 stops at once with the diagnosis."""
@@ -237,8 +241,8 @@ def _check_training(config: TrainConfig) -> None:
         raise InputError(
             "--track-edge measures the curvature of a meta-objective, and reptile has none; leave it out"
         )
-    for name in ("alpha", "meta_lr"):
-        if getattr(config, name) != "auto":
+    for name, words in (("alpha", "auto"), ("meta_lr", "auto"), ("clip_tasks", "auto off")):
+        if getattr(config, name) not in words.split():
             check_positive(f"--{name.replace('_', '-')}", getattr(config, name))
     for name in ("iterations", "tasks_per_step", "eval_every", "log_every"):
         if getattr(config, name) is not None:
@@ -296,6 +300,7 @@ def fill_defaults(config: TrainConfig, description: dict[str, Any], model: Any) 
         rate=default_rate(config),
         optimizer=optimizer,
         schedule=_unless_auto(config.schedule, course),
+        clip_tasks=_unless_auto(config.clip_tasks, OPTIMIZERS[optimizer].clip_tasks or "off"),
         steps=default_steps(config, description),
         iterations=iterations,
         tasks_per_step=per_step,
@@ -315,5 +320,5 @@ def default_iterations(description: dict[str, Any]) -> int:
     return 2_000 if description["images"] else 10_000
 
 
-def _unless_auto(choice: str, default: str) -> Any:
+def _unless_auto(choice: str | float, default: str | float) -> Any:
     return default if choice == "auto" else choice

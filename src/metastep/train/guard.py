@@ -20,8 +20,8 @@ from metastep.train.state import (
     TrainState,
 )
 
-# A loss this many times that of the untrained model is as good as infinite.
-_EXPLOSION = 1e4
+EXPLOSION = 1e4
+"""A loss this many times that of the untrained model is as good as infinite."""
 _BACK_OFF = 0.5
 
 
@@ -86,7 +86,7 @@ def diagnose(before: TrainState, after: TrainState, outcomes: TaskOutcome) -> Ar
     The inner loop is to blame when the parameters were still good before adaptation and no longer after it;
     otherwise meta-training itself has driven them away.
     """
-    limit = _EXPLOSION * after.reference
+    limit = EXPLOSION * after.reference
     unadapted, adapted = jnp.mean(outcomes.loss_before), jnp.mean(outcomes.loss)
     start_is_good = jnp.isfinite(unadapted) & (unadapted <= limit)
     is_good = start_is_good & (adapted <= limit) & all_finite((after.meta, adapted))

@@ -113,6 +113,8 @@ def described(learner: Learner, rows: Row, steps_per_second: float) -> list[dict
         record = {name: value for name, value in means.items() if not math.isnan(value)}
         if rows.alphas.shape[-1] > 1:
             record |= {"alpha_low": float(spread[n, 0]), "alpha_high": float(spread[n, 1])}
+        if left_out := int(window.left_out[n]):
+            record["left_out"] = left_out
         records.append({"iteration": int(iteration)} | record)
     return records
 

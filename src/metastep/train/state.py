@@ -28,11 +28,12 @@ class Window(eqx.Module):
     loss_before: Float[Array, ""]
     metric: Float[Array, ""]
     gradient_norm: Float[Array, ""]
+    left_out: Int[Array, ""]
 
     @classmethod
     def empty(cls) -> "Window":
-        zero = jnp.zeros(())
-        return cls(jnp.zeros((), int), zero, zero, zero, zero)
+        zero, none = jnp.zeros(()), jnp.zeros((), int)
+        return cls(none, zero, zero, zero, zero, none)
 
 
 class Best(eqx.Module):
@@ -103,6 +104,7 @@ class TrainState(eqx.Module):
     trend : whether the loss still falls, which the schedule of the meta rate may ask
     best : what validated best
     reference : unadapted loss of the first meta-step, the scale that divergence is judged by
+    usual_length : of a task's meta-gradient, which those that are cut are measured by; infinite until it is known
     meta_lr, horizon : peak meta rate, and the meta-steps it is spread over
     failure : HEALTHY, or the loop that left the finite numbers for good
     anchor, incidents : where to go back to, and how often that was needed
@@ -116,6 +118,7 @@ class TrainState(eqx.Module):
     trend: Trend
     best: Best
     reference: Float[Array, ""]
+    usual_length: Float[Array, ""]
     meta_lr: Float[Array, ""]
     horizon: Int[Array, ""]
     failure: Int[Array, ""]
@@ -123,7 +126,9 @@ class TrainState(eqx.Module):
     incidents: Incidents
 
 
-MOVING = ("iteration", "meta", "optimizer_state", "rate_state", "window", "trend", "reference")
+MOVING = (
+    "iteration", "meta", "optimizer_state", "rate_state", "window", "trend", "reference", "usual_length",
+)  # fmt: skip
 """What a meta-step changes; the rest of the state changes only when something is amiss, or between dispatches."""
 
 
@@ -174,6 +179,7 @@ def _initial_state(
         trend=Trend.begin(horizon),
         best=Best(jnp.full((), -jnp.inf), jnp.zeros((), int), meta, rate_state),
         reference=jnp.full((), jnp.nan),
+        usual_length=jnp.full((), jnp.inf),
         meta_lr=jnp.asarray(hyperparams.get("learning_rate", jnp.nan), float),
         horizon=horizon.astype(int),
         failure=jnp.zeros((), int),

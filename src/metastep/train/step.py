@@ -16,8 +16,9 @@ from metastep.metagrad import TaskGradient, TaskOutcome
 from metastep.models import warn_of_native_convolution
 from metastep.rates import AbstractRate, FactoredRate, FixedRate, LearnedRate, schedule_factor
 from metastep.tasks import AbstractTaskFamily
+from metastep.train.bounds import usual_length, without_lone_failures
 from metastep.train.devices import draw_episodes, gathered, mean_over_devices
-from metastep.train.guard import Verdict, examine, recover, told
+from metastep.train.guard import EXPLOSION, Verdict, examine, recover, told
 from metastep.train.learner import Learner, rates_in_force
 from metastep.train.state import (
     HEALTHY,
@@ -46,17 +47,19 @@ def attempt(
     seen = gathered(learner.mesh, episodes)
     rate_state = learner.rate.update(state.rate_state, learner.objective, state.meta, seen)
 
-    def of_task(meta: MetaParams, rate_state: Any) -> TaskGradient:
+    def of_task(meta: MetaParams, rate_state: Any, longest: Array | None) -> TaskGradient:
         return TaskGradient(
             learner.meta_gradient,
             learner.objective,
             learner.adapter,
             lambda meta: learner.rate.alpha(meta, rate_state),
             meta,
+            longest,
         )
 
+    longest = learner.longest(state.usual_length)
     outcomes, gradient = mean_over_devices(
-        learner.mesh, of_task, (state.meta, rate_state), episodes, learner.tasks_at_once
+        learner.mesh, of_task, (state.meta, rate_state, longest), episodes, learner.tasks_at_once
     )
     with jax.numpy_dtype_promotion("standard"):  # optax mixes weak and strong types
         updates, optimizer_state = learner.optimizer.update(
@@ -67,6 +70,10 @@ def attempt(
         meta = optax.apply_updates(state.meta, updates)  # pyright: ignore[reportArgumentType]
     first = state.iteration == 0
     reference = jnp.where(first, jnp.mean(outcomes.loss_before), state.reference)
+    usual, left_out = state.usual_length, jnp.zeros((), int)
+    if outcomes.length is not None:
+        usual = usual_length(usual, outcomes.length)
+        outcomes, left_out = without_lone_failures(outcomes, EXPLOSION * reference)
     after = dataclasses.replace(
         state,
         iteration=state.iteration + 1,
@@ -76,8 +83,9 @@ def attempt(
         trend=state.trend.after(
             state.iteration + 1, state.horizon, jnp.mean(outcomes.loss), reference
         ),
-        window=_record(state.window, outcomes, norm(gradient)),
+        window=_record(state.window, outcomes, norm(gradient), left_out),
         reference=reference,
+        usual_length=usual,
     )
     return after, outcomes
 
@@ -90,7 +98,9 @@ def _at_current_rate(learner: Learner, state: TrainState) -> Any:
     return at_meta_lr(state.optimizer_state, state.meta_lr * share)
 
 
-def _record(window: Window, outcomes: TaskOutcome, gradient_norm: Array) -> Window:
+def _record(
+    window: Window, outcomes: TaskOutcome, gradient_norm: Array, left_out: Array
+) -> Window:
     metric = jnp.zeros(()) if outcomes.metric is None else jnp.mean(outcomes.metric)
     return Window(
         steps=window.steps + 1,
@@ -98,6 +108,7 @@ def _record(window: Window, outcomes: TaskOutcome, gradient_norm: Array) -> Wind
         loss_before=window.loss_before + jnp.mean(outcomes.loss_before),
         metric=window.metric + metric,
         gradient_norm=window.gradient_norm + gradient_norm,
+        left_out=window.left_out + left_out,
     )
 
 

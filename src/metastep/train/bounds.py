@@ -1,0 +1,57 @@
+"""No task owns a meta-step: how long a task's meta-gradient may be, and what becomes of the few that blow up."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from metastep.metagrad import TaskOutcome
+
+_MEMORY = 0.9
+"""Weight of the past in the usual length: that of some ten meta-steps."""
+_LONE = 10
+"""Of so many tasks, one may blow up without the meta-step being undone."""
+
+
+def usual_length(before: Float[Array, ""], lengths: Float[Array, " tasks"]) -> Float[Array, ""]:
+    """The usual length of a task's meta-gradient: a running mean, in logarithms, of the median over tasks.
+
+    Parameters
+    ----------
+    before : what it was; infinite before the first meta-step
+    lengths : of the tasks of a meta-step; infinite for those that blew up
+    """
+    now = jnp.median(lengths).astype(before.dtype)
+    mixed = jnp.exp(_MEMORY * jnp.log(before) + (1 - _MEMORY) * jnp.log(now))
+    following = jnp.where(jnp.isfinite(before), mixed, now)
+    return jnp.where(jnp.isfinite(now) & (now > 0), following, before)
+
+
+def without_lone_failures(
+    outcomes: TaskOutcome, limit: Float[Array, ""]
+) -> tuple[TaskOutcome, Int[Array, ""]]:
+    """Outcomes in which tasks that blew up are counted as the mean of the others, and how many there were.
+
+    An inner loop that lives near its edge of stability will throw a task over it now and then. To undo the meta-step
+    and halve the rates of all tasks for it would cost the run far more than that one task. Where more than a tenth of
+    the tasks blow up, the rates are to blame, and the outcomes are handed back as they are.
+
+    Parameters
+    ----------
+    outcomes : with the lengths of meta-gradients
+    limit : the loss that a task has blown up at
+    """
+    assert outcomes.length is not None
+    sound = jnp.isfinite(outcomes.length) & (outcomes.loss <= limit)
+    count = jnp.sum(~sound)
+    alone = count * _LONE <= sound.size
+
+    def others(values: Float[Array, " tasks"]) -> Float[Array, " tasks"]:
+        kept = jnp.where(sound, values, jnp.zeros_like(values))
+        mean = jnp.sum(kept) / jnp.maximum(jnp.sum(sound), 1).astype(values.dtype)
+        return jnp.where(sound | ~alone, values, mean)
+
+    loss, metric = others(outcomes.loss), jax.tree.map(others, outcomes.metric)
+    mended = dataclasses.replace(outcomes, loss=loss, metric=metric)
+    return mended, jnp.where(alone, count, 0)
