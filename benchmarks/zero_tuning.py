@@ -63,6 +63,8 @@ class Options:
     """Outer optimiser of our side; its meta rate stays auto. auto: the default."""
     start: float | None = None
     """Where alpha starts on our side. Default: where it is measured to."""
+    clip_tasks: float | Literal["auto", "off"] = "auto"
+    """How much one task may weigh on our side. auto: the default."""
     out: Path = Path("benchmarks/results")
     """Where the JSON goes."""
     figures: Path = Path("docs/figures")
@@ -78,8 +80,8 @@ def grids(family: Family, fineness: str) -> dict[str, tuple[list[float], list[fl
     return found | ({"sgd": (alphas, sgd)} if sgd else {})
 
 
-def load(family: Family, seed: int, folder: Path, optimizer: OptimizerName = "auto"):
-    """The tasks of a family and the options metastep fills in when no rate is given."""
+def load(family: Family, seed: int, folder: Path, **given: Any):
+    """The tasks of a family and the options metastep fills in when no rate is given, or only what `given` says."""
     options = dict(family.options)
     if options["tasks"] == "SENSORS":
         options |= {
@@ -92,22 +94,17 @@ def load(family: Family, seed: int, folder: Path, optimizer: OptimizerName = "au
             write_table(
                 folder / "sensors.csv", {f"s{i:03d}": readings(rng, 20) for i in range(200)}
             )
-    config = TrainConfig(**options, seed=seed, optimizer=optimizer)
+    config = TrainConfig(**options, seed=seed, **given)
     task_set = load_tasks(config)
     config = filled(config, task_set.description)
     return config, task_set
 
 
 def nothing_given(
-    family: Family,
-    budgets,
-    seed: int,
-    folder: Path,
-    optimizer: OptimizerName = "auto",
-    start: float | None = None,
+    family: Family, budgets, seed: int, folder: Path, start: float | None = None, **given: Any
 ) -> list[dict]:
     """metastep as `metastep train TASKS --iterations BUDGET` runs it, guard and all, once for each budget."""
-    config, task_set = load(family, seed, folder, optimizer)
+    config, task_set = load(family, seed, folder, **given)
     if start is not None:  # a rate that is given would stay
         config = dataclasses.replace(config, alpha=start, rate="shared-meta-sgd")
     rows = []
@@ -321,12 +318,11 @@ def renew(options: Options, name: str, found: dict[str, Any], folder: Path) -> d
     seeds = list(options.seeds or ((0,) if "omniglot" in name else (0, 1, 2)))
     began = time.monotonic()
     if options.part in ("both", "ours"):
+        given = {"optimizer": options.optimizer, "clip_tasks": options.clip_tasks}
         ours = [
             row
             for seed in seeds
-            for row in nothing_given(
-                family, budgets, seed, folder, options.optimizer, options.start
-            )
+            for row in nothing_given(family, budgets, seed, folder, options.start, **given)
         ]
         found = found | {"ours": ours, "ours_seconds": time.monotonic() - began}
     began = time.monotonic()

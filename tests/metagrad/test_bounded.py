@@ -26,7 +26,9 @@ def flat(meta: MetaParams) -> np.ndarray:
 
 
 @given(
-    st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=5), st.floats(-1e3, 1e3), st.floats(1e-3, 1e4)
+    st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=5),
+    st.floats(-1e3, 1e3),
+    st.floats(1e-3, 1e4),
 )
 def test_direction_is_kept_and_length_is_at_most_the_bound(entries, rate, longest):
     gradient = MetaParams({"w": jnp.asarray(entries)}, jnp.asarray(rate))

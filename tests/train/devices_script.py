@@ -44,6 +44,7 @@ def _learner(name, model, kind, rate, tasks, tasks_at_once):
         optimizer=make_optimizer("adam", 1e-2),
         tasks_per_step=tasks,
         tasks_at_once=tasks_at_once,
+        clip_tasks=1.0,  # half of the tasks are cut
     )
 
 

@@ -49,7 +49,7 @@ def test_devices_talk_as_little_as_they_can(on_eight):
     # One sum of all gradients, and the outcomes; in particular, drawing the tasks takes no exchange.
     talk = on_eight["anil on images"]["collectives"]
     assert talk.pop("all-reduce") == 1
-    assert 1 <= talk.pop("all-gather") <= 3
+    assert 1 <= talk.pop("all-gather") <= 4  # loss, loss before, metric, length of the gradient
     assert not any(talk.values())
 
 

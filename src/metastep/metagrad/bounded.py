@@ -11,15 +11,15 @@ from metastep.metagrad.core import TaskOutcome
 from metastep.theory.citations import source
 
 
-@source("metastep", "gradient clipping for each task", "derived")
+@source("andrew2021", "a user's update is cut to the median length", "derived", "a task for a user")
 def bounded(
     outcome: TaskOutcome, gradient: MetaParams, longest: Scalar
 ) -> tuple[TaskOutcome, MetaParams]:
     """The meta-gradient of one task at a length of at most `longest`, and its outcome with the length it had.
 
-    The mean of meta-gradients is that of its longest, wherever they are heavy-tailed: through ten inner steps, the
-    length of one can be a hundred times that of the median task, and then the meta-step is that one task's alone. Cut,
-    every task has a say. A task whose loss or gradient is not finite has none: it contributes zero.
+    Where the meta-gradients of tasks are heavy-tailed, their mean is that of the longest: through twenty inner steps
+    the length of one can be a hundred times that of the median task, and then the meta-step is that one task's alone.
+    Cut, every task has a say. A task whose loss or gradient is not finite has none: it contributes zero.
 
     Parameters
     ----------

@@ -76,6 +76,12 @@ BIBLIOGRAPHY: dict[str, str] = {
   booktitle = {International Conference on Machine Learning},
   year      = {2020}
 }""",
+    "andrew2021": """@inproceedings{andrew2021adaptive,
+  title     = {Differentially Private Learning with Adaptive Clipping},
+  author    = {Andrew, Galen and Thakkar, Om and McMahan, H. Brendan and Ramaswamy, Swaroop},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2021}
+}""",
     "shazeer2018": """@inproceedings{shazeer2018adafactor,
   title     = {Adafactor: Adaptive Learning Rates with Sublinear Memory Cost},
   author    = {Shazeer, Noam and Stern, Mitchell},

@@ -98,9 +98,7 @@ def _at_current_rate(learner: Learner, state: TrainState) -> Any:
     return at_meta_lr(state.optimizer_state, state.meta_lr * share)
 
 
-def _record(
-    window: Window, outcomes: TaskOutcome, gradient_norm: Array, left_out: Array
-) -> Window:
+def _record(window: Window, outcomes: TaskOutcome, gradient_norm: Array, left_out: Array) -> Window:
     metric = jnp.zeros(()) if outcomes.metric is None else jnp.mean(outcomes.metric)
     return Window(
         steps=window.steps + 1,
