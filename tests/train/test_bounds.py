@@ -26,7 +26,7 @@ from metastep.train import (
     initial_state,
     train,
 )
-from metastep.train.bounds import usual_length, without_lone_failures
+from metastep.train.bounds import longest, usual_length, without_lone_failures
 from metastep.train.config import check_config, fill_defaults
 from metastep.train.state import HEALTHY, INNER_LOOP
 
@@ -50,6 +50,14 @@ def array(*values):
 )
 def test_usual_length(before, lengths, expected):
     assert float(usual_length(array(before)[0], array(*lengths))) == pytest.approx(expected)
+
+
+def test_the_bound_grows_with_the_fourth_root_of_the_meta_steps():
+    usual = array(0.5)[0]
+    found = [float(longest(3.0, usual, jnp.asarray(n))) for n in (0, 15, 80)]
+    assert found == pytest.approx([1.5, 3.0, 4.5])
+    assert np.isinf(longest(3.0, array(np.inf)[0], jnp.asarray(0)))
+    assert longest(None, usual, jnp.asarray(0)) is None
 
 
 def outcomes(losses, lengths) -> TaskOutcome:

@@ -101,7 +101,7 @@ class OuterOptimizer:
     moments_decay : of the average of second moments that has to be corrected for its start at 0; None if it is not
     unit_length : whether meta-gradients are scaled to length 1 before all else
     sized : whether steps are multiplied by the size of each array
-    clip_tasks : how many times the usual length a task's meta-gradient may have; None for any
+    clip_tasks : what `--clip-tasks auto` stands for; None for off
     """
 
     build: Callable[..., optax.GradientTransformation]
@@ -128,7 +128,6 @@ def _like_adam(build: Callable, meta_lr: float, reason: str, **more: Any) -> Out
 
 
 _CLIP_TASKS = 3.0
-"""Found by trying: at the median itself, tasks that are truly harder than others get too little of long runs."""
 
 _STEP_SIZED = "is the size of a step in the parameters, whatever the scale of the loss"
 _BENCHMARK = "see the benchmark of zero tuning"

@@ -82,6 +82,12 @@ BIBLIOGRAPHY: dict[str, str] = {
   booktitle = {Advances in Neural Information Processing Systems},
   year      = {2021}
 }""",
+    "cutkosky2021": """@inproceedings{cutkosky2021heavy,
+  title     = {High-probability Bounds for Non-Convex Stochastic Optimization with Heavy Tails},
+  author    = {Cutkosky, Ashok and Mehta, Harsh},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2021}
+}""",
     "shazeer2018": """@inproceedings{shazeer2018adafactor,
   title     = {Adafactor: Adaptive Learning Rates with Sublinear Memory Cost},
   author    = {Shazeer, Noam and Stern, Mitchell},

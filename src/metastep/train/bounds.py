@@ -7,11 +7,40 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from metastep.metagrad import TaskOutcome
+from metastep.theory.citations import source
 
 _MEMORY = 0.9
 """Weight of the past in the usual length: that of some ten meta-steps."""
 _LONE = 10
 """Of so many tasks, one may blow up without the meta-step being undone."""
+
+
+_GROWTH = 1 / 4
+"""Power of the meta-steps done that the bound grows with."""
+
+
+@source("cutkosky2021", "clipped, averaged and normalised gradients", "derived", "for each task")
+def longest(
+    times: float | None, usual: Float[Array, ""], iteration: Int[Array, ""]
+) -> Float[Array, ""] | None:
+    """The length that the meta-gradients of tasks are cut to at a meta-step; None for no bound.
+
+        times (iteration + 1)^(1/4) usual
+
+    What is cut off is lost to the meta-objective: tasks that are truly harder than others get less than their share.
+    In a short run that is little against what one task's noise would do to it; the longer the run, the more averaging
+    does the same for nothing. For noise with a finite variance, a bound that grows with this power loses as
+    much to bias as to noise.
+
+    Parameters
+    ----------
+    times : the learner's `clip_tasks`
+    usual : the usual length, infinite before the first meta-step
+    iteration : meta-steps done
+    """
+    if times is None:
+        return None
+    return jnp.asarray(times, usual.dtype) * (iteration + 1).astype(usual.dtype) ** _GROWTH * usual
 
 
 def usual_length(before: Float[Array, ""], lengths: Float[Array, " tasks"]) -> Float[Array, ""]:

@@ -135,9 +135,9 @@ class TrainConfig(ProblemConfig):
     (up likewise, then down to the end), constant. auto: constant where --meta-lr is given, else until-flat for
     relative-adam and linear for other optimisers."""
     clip_tasks: float | Literal["auto", "off"] = "auto"
-    """How much one task may weigh: its meta-gradient is cut to so many times the usual length, a running median over
-    tasks, and up to a tenth of the tasks of a meta-step that blow up are left out of it. off: neither. auto: 3 for
-    relative-adam, off for other optimisers."""
+    """How much one task may weigh: its meta-gradient is cut to so many times the usual length (a running median over
+    tasks), times the fourth root of the number of the meta-step; and up to a tenth of the tasks of a meta-step that
+    blow up are left out of it. off: neither. auto: 3 for relative-adam, off for other optimisers."""
     back_offs: int = 10
     """How often a run that leaves the finite numbers goes back to its last good state and on with half the rate
     that is to blame. 0 stops at once with the diagnosis."""

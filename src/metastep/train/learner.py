@@ -35,7 +35,7 @@ class Learner:
     tasks_per_step : tasks of a meta-step
     tasks_at_once : tasks computed side by side; None for all
     schedule : course of the meta rate over the run, a name in `rates.SCHEDULES`
-    clip_tasks : how many times the usual length a task's meta-gradient may have; None for any
+    clip_tasks : how many times the usual length a task's meta-gradient may have, see `bounds.longest`; None for any
     back_offs : how often a run that leaves the finite numbers goes back and on with a lower rate
     mesh : devices that the tasks of a meta-step are dealt out to; None for one
     """
@@ -68,12 +68,6 @@ class Learner:
         adapter = dataclasses.replace(self.adapter, steps=steps)
         gradient = jax.value_and_grad(self.objective.on(episode.support))
         return adapt_halving(adapter, gradient, params, alpha, halvings, **watch)
-
-    def longest(self, usual: Array) -> Array | None:
-        """The length that meta-gradients of tasks are cut to where the usual one is `usual`; None: they are not."""
-        if self.clip_tasks is None:
-            return None
-        return jnp.asarray(self.clip_tasks, usual.dtype) * usual
 
     def query_loss(self, params: Params, episode: Episode, alpha: Rate) -> Array:
         """Query loss after the inner loop: the meta-objective of one task."""

@@ -16,7 +16,7 @@ from metastep.metagrad import TaskGradient, TaskOutcome
 from metastep.models import warn_of_native_convolution
 from metastep.rates import AbstractRate, FactoredRate, FixedRate, LearnedRate, schedule_factor
 from metastep.tasks import AbstractTaskFamily
-from metastep.train.bounds import usual_length, without_lone_failures
+from metastep.train.bounds import longest, usual_length, without_lone_failures
 from metastep.train.devices import draw_episodes, gathered, mean_over_devices
 from metastep.train.guard import EXPLOSION, Verdict, examine, recover, told
 from metastep.train.learner import Learner, rates_in_force
@@ -47,19 +47,19 @@ def attempt(
     seen = gathered(learner.mesh, episodes)
     rate_state = learner.rate.update(state.rate_state, learner.objective, state.meta, seen)
 
-    def of_task(meta: MetaParams, rate_state: Any, longest: Array | None) -> TaskGradient:
+    def of_task(meta: MetaParams, rate_state: Any, bound: Array | None) -> TaskGradient:
         return TaskGradient(
             learner.meta_gradient,
             learner.objective,
             learner.adapter,
             lambda meta: learner.rate.alpha(meta, rate_state),
             meta,
-            longest,
+            bound,
         )
 
-    longest = learner.longest(state.usual_length)
+    bound = longest(learner.clip_tasks, state.usual_length, state.iteration)
     outcomes, gradient = mean_over_devices(
-        learner.mesh, of_task, (state.meta, rate_state, longest), episodes, learner.tasks_at_once
+        learner.mesh, of_task, (state.meta, rate_state, bound), episodes, learner.tasks_at_once
     )
     with jax.numpy_dtype_promotion("standard"):  # optax mixes weak and strong types
         updates, optimizer_state = learner.optimizer.update(
