@@ -60,6 +60,15 @@ def test_the_bound_grows_with_the_fourth_root_of_the_meta_steps():
     assert longest(None, usual, jnp.asarray(0)) is None
 
 
+def test_a_task_may_have_blown_up_before_it_adapted():
+    before = np.ones(20)
+    before[3] = 1e9
+    given = dataclasses.replace(outcomes(np.ones(20), np.ones(20)), loss_before=array(*before))
+    found, count = without_lone_failures(given, array(1e6)[0])
+    assert int(count) == 1
+    np.testing.assert_array_equal(found.loss_before, 1)
+
+
 def outcomes(losses, lengths) -> TaskOutcome:
     return TaskOutcome(array(*losses), array(*losses) + 1, array(*losses) / 2, array(*lengths))
 
@@ -74,6 +83,7 @@ def test_a_lone_failure_counts_as_the_mean_of_the_others(bad):
     assert float(found.loss[7]) == pytest.approx(others.mean())
     assert float(jnp.mean(found.loss)) == pytest.approx(others.mean())
     assert float(found.metric[7]) == pytest.approx(others.mean() / 2)
+    assert float(found.loss_before[7]) == pytest.approx(others.mean() + 1)
     np.testing.assert_array_equal(np.delete(found.loss, 7), others)
 
 
@@ -132,6 +142,17 @@ def test_a_task_over_the_edge_is_left_out_and_the_rates_stay():
     assert float(state.window.loss) / 100 < 1  # of the others
     without = run(learner_of(None), Lottery(), 100)
     assert int(without.incidents.count) > 5
+
+
+def test_tasks_of_another_world_do_not_stop_a_run():
+    # Finite, but too far off for any parameters: 1e8 times the loss of the others, adapted or not.
+    state = run(learner_of(3.0, steps=1), Lottery(steep=1e8), 60)
+    assert int(state.failure) == HEALTHY
+    assert int(state.incidents.count) == 0
+    assert int(state.window.left_out) > 5
+    assert float(state.window.loss_before) / 60 < 5
+    without = run(learner_of(None, steps=1), Lottery(steep=1e8), 60)
+    assert int(without.failure) != HEALTHY or int(without.incidents.count) > 5
 
 
 def test_rates_too_high_for_all_are_still_the_guards():

@@ -72,7 +72,9 @@ def without_lone_failures(
     limit : the loss that a task has blown up at
     """
     assert outcomes.length is not None
+    # A comparison with NaN is false.
     sound = jnp.isfinite(outcomes.length) & (outcomes.loss <= limit)
+    sound &= outcomes.loss_before <= limit
     count = jnp.sum(~sound)
     alone = count * _LONE <= sound.size
 
@@ -81,6 +83,8 @@ def without_lone_failures(
         mean = jnp.sum(kept) / jnp.maximum(jnp.sum(sound), 1).astype(values.dtype)
         return jnp.where(sound | ~alone, values, mean)
 
-    loss, metric = others(outcomes.loss), jax.tree.map(others, outcomes.metric)
-    mended = dataclasses.replace(outcomes, loss=loss, metric=metric)
-    return mended, jnp.where(alone, count, 0)
+    mended = {
+        name: jax.tree.map(others, getattr(outcomes, name))
+        for name in ("loss", "loss_before", "metric")
+    }
+    return dataclasses.replace(outcomes, **mended), jnp.where(alone, count, 0)

@@ -1,0 +1,94 @@
+"""What bounding tasks costs: a meta-step of the default against the same with `--clip-tasks off`.
+
+    taskset -c 0 python benchmarks/clip_cost.py [--families sinusoid ...] [--rounds 15]
+
+The gradient of a sum is cheaper than the gradients it sums up, whose lengths a bound has to know. Both programs take
+turns, for about a fifth of a second each; medians over the rounds. Omniglot needs METASTEP_DATA.
+"""
+
+import dataclasses
+import math
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from metastep.train import build_learner, keep_freed_memory
+from metastep.train.state import initial_state
+from metastep.train.step import Advance, compile_advance
+from zero_tuning import load
+from zero_tuning_families import FAMILIES
+
+_SECONDS = 0.2
+
+
+@dataclasses.dataclass
+class Options:
+    """Time meta-steps with tasks bounded and not."""
+
+    families: tuple[str, ...] = (
+        "sinusoid",
+        "sinusoid, 5 inner steps",
+        "sinusoid, wide network",
+        "sensors",
+        "omniglot 5-way MAML",
+        "omniglot 5-way ANIL",
+    )
+    """Of the benchmark of zero tuning."""
+    rounds: int = 15
+    """How often each program has its turn."""
+
+
+@dataclasses.dataclass
+class Contender:
+    """A program, where it stands, and what its meta-steps took."""
+
+    advance: Advance
+    state: object
+    tasks: object
+    steps: int
+    seconds: list[float]
+
+    @classmethod
+    def of(cls, name: str, folder: Path, **given) -> "Contender":
+        config, tasks = load(FAMILIES[name], 0, folder, **given)
+        learner = build_learner(config, tasks.description, alpha=0.01, meta_lr=0.01)
+        state = initial_state(learner, jax.random.key(0), 10_000)
+        found = cls(compile_advance(learner), state, tasks.splits.train, 1, [])
+        found.turn()  # compiles
+        found.turn()
+        found.steps = math.ceil(_SECONDS / found.seconds[-1])
+        found.seconds = []
+        return found
+
+    def turn(self) -> None:
+        """Take `steps` meta-steps from where the program began, and note what one took."""
+        began = time.perf_counter()
+        ended = self.advance(self.tasks, jax.random.key(1), self.state, jnp.asarray(self.steps))
+        jax.block_until_ready(ended)
+        self.seconds.append((time.perf_counter() - began) / self.steps)
+
+
+def main() -> None:
+    """Print a row for each family."""
+    options = tyro.cli(Options)
+    keep_freed_memory()
+    print("| one meta-step, ms | off | bounded | ratio |\n|---|---|---|---|")
+    for name in options.families:
+        with tempfile.TemporaryDirectory() as folder:
+            off, bounded = (
+                Contender.of(name, Path(folder), clip_tasks=choice) for choice in ("off", "auto")
+            )
+        for _ in range(options.rounds):
+            off.turn()
+            bounded.turn()
+        before, after = (1e3 * float(np.median(each.seconds)) for each in (off, bounded))
+        print(f"| {name} | {before:.3g} | {after:.3g} | {after / before:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
