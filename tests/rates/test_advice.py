@@ -269,6 +269,33 @@ def test_an_interval_with_zero_in_it_is_pointed_out():
     assert advice.warnings == ["the interval of the label-aware rate includes 0: sample more tasks"]
 
 
+class Strays(MixedLinear):
+    """One task in sixty comes in units of its own: inputs a hundred times as large."""
+
+    def sample(self, key):
+        episode = super().sample(key)
+        stray = jax.random.uniform(jax.random.fold_in(key, 1)) < 1 / 60
+        factor = jnp.where(stray, 100.0, 1.0)
+        return jax.tree.map(
+            lambda part: Batch(factor * part.x, part.y),
+            episode,
+            is_leaf=lambda part: isinstance(part, Batch),
+        )
+
+
+def test_a_few_strays_that_decide_the_rate_are_told_of():
+    # Curvature along the gradient goes with the fourth power of the inputs, slope with the second: a stray
+    # task has a rate of its own, 1e-4 of the others', and the weight of 1e8 of them. Resampling leaves out two of
+    # 128 one time in seven, and then the rate is that of the others.
+    given = {"shots": SHOTS, "queries": 10, "spread": SPREAD, "noise": NOISE}
+    for seed in range(10):
+        strays = advise(Strays(CENTRE, **given), num_tasks=128, seed=seed)
+        if strays.alpha_interval[0] < 1e-3 < strays.alpha_interval[1]:
+            break
+    assert any("a few tasks far out of the ordinary decide it" in text for text in strays.warnings)
+    assert not any("out of the ordinary" in text for text in advice_on_linear_tasks().warnings)
+
+
 @pytest.mark.parametrize("num_tasks", [1, 2.0])
 def test_two_tasks_are_the_least(num_tasks):
     with pytest.raises(InputError) as caught:

@@ -23,6 +23,8 @@ QueryLoss = Callable[[Params, Episode, Array], Array]
 """(params, episode, alpha) -> query loss after adapting at rate alpha."""
 
 _CHECKED_TASKS = 32
+# Tasks of one kind agree on the rate to within this factor.
+_WIDE = 10.0
 # The rates tried, relative to the estimate: close together where the minimum is expected.
 _CURVE_FACTORS = np.array([0.03, 0.1, 0.25, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0])
 
@@ -224,6 +226,11 @@ def _choose(
         )
         if estimate.low <= 0:
             warnings.append("the interval of the label-aware rate includes 0: sample more tasks")
+        elif estimate.high > _WIDE * estimate.low:
+            warnings.append(
+                f"the interval of the label-aware rate spans a factor of {estimate.high / estimate.low:,.0f}: a few "
+                "tasks far out of the ordinary decide it; look for wrong units or broken labels among them"
+            )
     rates, losses = np.array(curve.alpha), np.array(curve.measured)
     tried = np.interp(chosen, rates, np.nan_to_num(losses, nan=np.inf, posinf=np.inf))
     doubt = np.interp(chosen, rates, np.nan_to_num(curve.ci95, nan=0.0))
