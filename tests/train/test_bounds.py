@@ -96,6 +96,13 @@ def test_more_than_a_tenth_is_no_lone_failure(tasks, failed):
     np.testing.assert_array_equal(found.loss, losses)
 
 
+def test_losses_without_a_gradient_are_the_guards_to_see():
+    lengths = np.where(np.arange(20) < 5, np.inf, 1.0)
+    found, count = without_lone_failures(outcomes(np.ones(20), lengths), array(1e6)[0])
+    assert int(count) == 0
+    np.testing.assert_array_equal(found.loss, np.where(np.arange(20) < 5, np.inf, 1.0))
+
+
 class Lottery(AbstractTaskFamily):
     """Scalar quadratics, of which every eightieth or so is a thousand times as steep."""
 
@@ -153,6 +160,18 @@ def test_tasks_of_another_world_do_not_stop_a_run():
     assert float(state.window.loss_before) / 60 < 5
     without = run(learner_of(None, steps=1), Lottery(steep=1e8), 60)
     assert int(without.failure) != HEALTHY or int(without.incidents.count) > 5
+
+
+def test_a_model_without_gradients_stops_the_run():
+    # Finite losses, but the derivative of a root at 0 is not: no parameter would ever move.
+    def apply(w, x):
+        return x @ w + jnp.sqrt(jnp.sum(jnp.square(w - w)))
+
+    objective = Objective.of(apply, "regression")
+    learner = dataclasses.replace(learner_of(3.0, steps=0), objective=objective, back_offs=3)
+    state = run(learner, Lottery(steep=1.0), 20)
+    assert int(state.failure) != HEALTHY
+    assert int(state.incidents.count) == 3
 
 
 def test_rates_too_high_for_all_are_still_the_guards():

@@ -13,8 +13,6 @@ _MEMORY = 0.9
 """Weight of the past in the usual length: that of some ten meta-steps."""
 _LONE = 10
 """Of so many tasks, one may blow up without the meta-step being undone."""
-
-
 _GROWTH = 1 / 4
 """Power of the meta-steps done that the bound grows with."""
 
@@ -64,7 +62,8 @@ def without_lone_failures(
 
     An inner loop that lives near its edge of stability will throw a task over it now and then. To undo the meta-step
     and halve the rates of all tasks for it would cost the run far more than that one task. Where more than a tenth of
-    the tasks blow up, the rates are to blame, and the outcomes are handed back as they are.
+    the tasks blow up, they are no exception, and the outcomes are handed back for the guard to see: infinite where a
+    loss has no gradient.
 
     Parameters
     ----------
@@ -83,8 +82,11 @@ def without_lone_failures(
         mean = jnp.sum(kept) / jnp.maximum(jnp.sum(sound), 1).astype(values.dtype)
         return jnp.where(sound | ~alone, values, mean)
 
-    mended = {
-        name: jax.tree.map(others, getattr(outcomes, name))
-        for name in ("loss", "loss_before", "metric")
-    }
-    return dataclasses.replace(outcomes, **mended), jnp.where(alone, count, 0)
+    without_gradient = ~alone & ~jnp.isfinite(outcomes.length)
+    mended = dataclasses.replace(
+        outcomes,
+        loss=jnp.where(without_gradient, jnp.inf, others(outcomes.loss)),
+        loss_before=others(outcomes.loss_before),
+        metric=jax.tree.map(others, outcomes.metric),
+    )
+    return mended, jnp.where(alone, count, 0)
