@@ -81,7 +81,7 @@ def grids(family: Family, fineness: str) -> dict[str, tuple[list[float], list[fl
 
 
 def load(family: Family, seed: int, folder: Path, **given: Any):
-    """The tasks of a family and the options metastep fills in when no rate is given, or only what `given` says."""
+    """The tasks of a family and the options metastep fills in when no rate is given, beside those of `given`."""
     options = dict(family.options)
     if options["tasks"] == "SENSORS":
         options |= {

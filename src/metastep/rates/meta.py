@@ -127,8 +127,6 @@ def _like_adam(build: Callable, meta_lr: float, reason: str, **more: Any) -> Out
     )  # fmt: skip
 
 
-_CLIP_TASKS = 3.0
-
 _STEP_SIZED = "is the size of a step in the parameters, whatever the scale of the loss"
 _BENCHMARK = "see the benchmark of zero tuning"
 
@@ -142,7 +140,7 @@ OPTIMIZERS: dict[str, OuterOptimizer] = {
         schedule="until-flat",
         unit_length=True,
         sized=True,
-        clip_tasks=_CLIP_TASKS,
+        clip_tasks=3.0,
     ),
     "normalised-adam": _like_adam(
         normalised_adam, 3e-2, f"the rate of Adam {_STEP_SIZED}; {_BENCHMARK}", unit_length=True
