@@ -51,6 +51,26 @@ def norm(tree: PyTree) -> Float[Array, ""]:
     return jnp.sqrt(sum(squares, start=jnp.zeros(())))
 
 
+def sums(rows: Float[Array, "rows columns"]) -> Float[Array, " rows"]:
+    """The sum of each row, as a product with ones.
+
+    On a CPU a product takes many numbers at a time. A sum along rows is compiled to one addition after another, each
+    waiting for the last: in the meta-step of a small model, as long as a layer takes.
+    """
+    ones = jnp.ones(rows.shape[1], rows.dtype)
+    return jnp.dot(rows, ones, precision=jax.lax.Precision.HIGHEST)
+
+
+def spread(value: Float[Array, ""], like: Array) -> Array:
+    """`value` in every entry of an array like another, and derivatives that are `sums`."""
+    rows = jnp.dot(
+        jnp.ones((like.size, 1), like.dtype),
+        value.astype(like.dtype).reshape(1),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    return rows.reshape(like.shape)
+
+
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Whether every entry of every floating-point leaf is finite."""
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(flat)) for flat in as_vectors(tree)] or [True]))

@@ -5,7 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metastep._trees import all_finite, as_array, descend, group_size, norm, scale
+from metastep._trees import (
+    all_finite,
+    as_array,
+    descend,
+    group_size,
+    norm,
+    scale,
+    spread,
+    sums,
+)
 
 
 def two_layers(rng, dtype=np.float64):
@@ -113,3 +122,24 @@ def test_as_array_of_numbers_runs_no_program(monkeypatch):
 
 def test_as_array_leaves_what_is_traced_to_jax():
     assert jax.jit(lambda x: as_array(x) + as_array((1.0, 2.0)))(jnp.zeros(2)).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sums_are_those_of_rows(rng, dtype):
+    rows = jnp.asarray(rng.normal(size=(3, 1000)), dtype)
+    found = sums(rows)
+    assert found.dtype == dtype
+    expected = np.asarray(rows, np.float64).sum(axis=1)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e3 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3)])
+def test_a_number_spreads_to_every_entry_and_its_derivative_is_their_sum(rng, shape):
+    like = jnp.asarray(rng.normal(size=shape), np.float32)
+    value = jnp.asarray(0.1, np.float64)
+    full = spread(value, like)
+    assert full.dtype == like.dtype
+    np.testing.assert_array_equal(full, np.full(shape, np.float32(0.1)))
+    weights = rng.normal(size=shape)
+    slope = jax.grad(lambda value: jnp.sum(spread(value, like.astype(float)) * weights))(value)
+    np.testing.assert_allclose(slope, np.sum(weights), rtol=1e-12)

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from metastep._types import MetaParams
 from metastep.adapt import GradientAdapter
 from metastep.metagrad import Exact, TaskGradient, TaskOutcome, mean_over_tasks
-from metastep.metagrad.bounded import bounded
+from metastep.metagrad.bounded import bounded_sum
 from metastep.models import Objective, mlp
 from metastep.tasks import Sinusoid, batch_of_episodes
 
 
-def outcome(loss=1.0) -> TaskOutcome:
-    return TaskOutcome(jnp.asarray(loss), jnp.asarray(2.0), None)
+def outcome(*losses: float) -> TaskOutcome:
+    return TaskOutcome(jnp.asarray(losses), jnp.full(len(losses), 2.0), None)
 
 
 def flat(meta: MetaParams) -> np.ndarray:
@@ -26,29 +26,37 @@ def flat(meta: MetaParams) -> np.ndarray:
 
 
 @given(
-    st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=5),
+    st.integers(1, 4).flatmap(
+        lambda width: st.lists(
+            st.lists(st.floats(-1e3, 1e3), min_size=width, max_size=width), min_size=1, max_size=6
+        )
+    ),
     st.floats(-1e3, 1e3),
     st.floats(1e-3, 1e4),
 )
-def test_direction_is_kept_and_length_is_at_most_the_bound(entries, rate, longest):
-    gradient = MetaParams({"w": jnp.asarray(entries)}, jnp.asarray(rate))
-    before = flat(gradient)
-    length = np.linalg.norm(before)
-    after, cut = bounded(outcome(), gradient, jnp.asarray(longest))
-    expected = before * min(1.0, longest / length) if length > 0 else before
-    np.testing.assert_allclose(flat(cut), expected, rtol=1e-12, atol=1e-300)
-    assert float(after.length) == pytest.approx(length, rel=1e-12, abs=1e-150)
-    assert float(after.loss) == 1.0
+def test_directions_are_kept_and_lengths_are_at_most_the_bound(entries, rate, longest):
+    num_tasks = len(entries)
+    gradients = MetaParams({"w": jnp.asarray(entries)}, jnp.full(num_tasks, rate))
+    before = np.column_stack([entries, np.full(num_tasks, rate)])
+    lengths = np.linalg.norm(before, axis=1)
+    after, total = bounded_sum(outcome(*[1.0] * num_tasks), gradients, jnp.asarray(longest))
+    factors = np.minimum(1.0, longest / np.maximum(lengths, 1e-300))
+    scale = np.abs(before).max(initial=0) + 1e-300
+    np.testing.assert_allclose(flat(total), factors @ before, rtol=1e-12, atol=1e-12 * scale)
+    np.testing.assert_allclose(after.length, lengths, rtol=1e-12, atol=1e-150)
+    np.testing.assert_array_equal(after.loss, 1.0)
 
 
 @pytest.mark.parametrize(
     ("loss", "entry"), [(np.nan, 1.0), (np.inf, 1.0), (1.0, np.nan), (1.0, np.inf), (1.0, 1e200)]
 )
 def test_what_is_not_finite_contributes_nothing(loss, entry):
-    gradient = MetaParams({"w": jnp.asarray([entry, 1.0])}, jnp.asarray(0.5))
-    after, cut = bounded(outcome(loss), gradient, jnp.asarray(3.0))
-    assert np.isinf(after.length)
-    np.testing.assert_array_equal(flat(cut), 0)
+    gradients = MetaParams(
+        {"w": jnp.asarray([[3.0, 4.0], [entry, 1.0], [0.0, 1.0]])}, jnp.asarray([0.0, 0.5, 0.0])
+    )
+    after, total = bounded_sum(outcome(1.0, loss, 1.0), gradients, jnp.asarray(2.5))
+    np.testing.assert_allclose(after.length, [5, np.inf, 1])
+    np.testing.assert_allclose(flat(total), [1.5, 3, 0])
 
 
 @pytest.mark.parametrize("tasks_at_once", [None, 3, 1])

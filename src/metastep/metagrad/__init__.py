@@ -2,7 +2,7 @@
 
 from metastep.metagrad.algorithms import ALGORITHMS, Algorithm, algorithm
 from metastep.metagrad.baselines import JointTraining, Reptile
-from metastep.metagrad.bounded import bounded
+from metastep.metagrad.bounded import bounded_sum
 from metastep.metagrad.core import AbstractMetaGradient, TaskOutcome
 from metastep.metagrad.derivatives import DERIVATIVES, Derivative, support_gradient
 from metastep.metagrad.mapping import TaskGradient, mean_over_tasks
@@ -22,7 +22,7 @@ __all__ = [
     "TaskGradient",
     "TaskOutcome",
     "algorithm",
-    "bounded",
+    "bounded_sum",
     "mean_over_tasks",
     "support_gradient",
 ]

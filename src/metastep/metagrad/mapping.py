@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from metastep._errors import InputError, check_count
 from metastep._types import Episode, MetaParams, Scalar
 from metastep.adapt import AbstractAdapter
-from metastep.metagrad.bounded import bounded
+from metastep.metagrad.bounded import bounded_sum
 from metastep.metagrad.core import AbstractMetaGradient, RateRule, TaskOutcome
 from metastep.models import Objective
 
@@ -24,7 +24,7 @@ class TaskGradient:
     Attributes
     ----------
     rule, objective, adapter, rate, meta : as `AbstractMetaGradient` takes them
-    longest : the length that a task's meta-gradient is cut to, see `bounded`; None for no bound, which costs least
+    longest : the length that a task's meta-gradient is cut to, see `bounded_sum`; None for no bound
     """
 
     rule: AbstractMetaGradient
@@ -37,13 +37,19 @@ class TaskGradient:
     def __call__(self, episode: Episode) -> tuple[TaskOutcome, MetaParams]:
         """The outcome of one task and its meta-gradient."""
         found = self.rule(self.objective, self.adapter, self.rate, self.meta, episode)
-        return found if self.longest is None else bounded(*found, self.longest)
+        if self.longest is None:
+            return found
+        outcomes, gradients = jax.tree.map(lambda leaf: leaf[None], found)
+        outcomes, total = bounded_sum(outcomes, gradients, self.longest)
+        return jax.tree.map(lambda leaf: leaf[0], outcomes), total
 
     def of_group(self, episodes: Episode) -> tuple[TaskOutcome, MetaParams]:
         """The outcomes of tasks computed side by side, and the sum of their meta-gradients."""
-        if self.longest is not None:  # the sum would not tell how long each was
-            return _summed(self, episodes)
-        return self.rule.of_group(self.objective, self.adapter, self.rate, self.meta, episodes)
+        if self.longest is None:
+            return self.rule.of_group(self.objective, self.adapter, self.rate, self.meta, episodes)
+        # The gradient of the sum, which is cheaper, would not tell how long each was.
+        outcomes, gradients = jax.vmap(dataclasses.replace(self, longest=None))(episodes)
+        return bounded_sum(outcomes, gradients, self.longest)
 
 
 def mean_over_tasks(
@@ -85,12 +91,6 @@ def _side_by_side(
     """All outcomes, and the sum of the meta-gradients."""
     if isinstance(task_gradient, TaskGradient):
         return task_gradient.of_group(episodes)
-    return _summed(task_gradient, episodes)
-
-
-def _summed(
-    task_gradient: Callable[[Episode], tuple[Any, MetaParams]], episodes: Episode
-) -> tuple[Any, MetaParams]:
     outcomes, gradients = jax.vmap(task_gradient)(episodes)
     return outcomes, jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), gradients)
 
