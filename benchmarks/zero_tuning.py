@@ -44,6 +44,9 @@ from metastep.train.step import compile_advance
 from sensors import readings, write_table
 from zero_tuning_families import FAMILIES, Family
 
+CELL: dict[str, Any] = {"rate": "fixed", "schedule": "constant", "clip_tasks": "off"}
+"""What a cell of the grid is beside its two rates and its optimiser."""
+
 
 @dataclasses.dataclass
 class Options:
@@ -170,9 +173,7 @@ def whole_grid(family: Family, budgets, seeds, fineness: str, folder: Path) -> l
     rows = []
     for optimizer, (alphas, meta_lrs) in grids(family, fineness).items():
         config, task_set = load(family, 0, folder)
-        config = dataclasses.replace(
-            config, rate="fixed", optimizer=optimizer, schedule="constant", clip_tasks="off"
-        )
+        config = dataclasses.replace(config, optimizer=optimizer, **CELL)
         learner = build_learner(config, task_set.description, alphas[0], meta_lrs[0])
         result = sweep(
             learner, task_set.splits, alphas, meta_lrs, seeds, milestones=budgets,

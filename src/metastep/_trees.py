@@ -54,21 +54,18 @@ def norm(tree: PyTree) -> Float[Array, ""]:
 def sums(rows: Float[Array, "rows columns"]) -> Float[Array, " rows"]:
     """The sum of each row, as a product with ones.
 
-    On a CPU a product takes many numbers at a time. A sum along rows is compiled to one addition after another, each
-    waiting for the last: in the meta-step of a small model, as long as a layer takes.
+    On a CPU a product takes many numbers at a time. A sum is compiled to one addition after another, each waiting for
+    the last: in the meta-step of a small model, as long as a layer takes.
     """
     ones = jnp.ones(rows.shape[1], rows.dtype)
     return jnp.dot(rows, ones, precision=jax.lax.Precision.HIGHEST)
 
 
-def spread(value: Float[Array, ""], like: Array) -> Array:
-    """`value` in every entry of an array like another, and derivatives that are `sums`."""
-    rows = jnp.dot(
-        jnp.ones((like.size, 1), like.dtype),
-        value.astype(like.dtype).reshape(1),
-        precision=jax.lax.Precision.HIGHEST,
-    )
-    return rows.reshape(like.shape)
+def copies(count: int, array: Array) -> Array:
+    """`count` copies along a new first axis, as a product with ones: its derivative is a product too, see `sums`."""
+    ones = jnp.ones((count, 1), array.dtype)
+    rows = jnp.dot(ones, array.reshape(1, -1), precision=jax.lax.Precision.HIGHEST)
+    return rows.reshape(count, *array.shape)
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:

@@ -8,11 +8,11 @@ import pytest
 from metastep._trees import (
     all_finite,
     as_array,
+    copies,
     descend,
     group_size,
     norm,
     scale,
-    spread,
     sums,
 )
 
@@ -134,12 +134,12 @@ def test_sums_are_those_of_rows(rng, dtype):
 
 
 @pytest.mark.parametrize("shape", [(), (4,), (2, 3)])
-def test_a_number_spreads_to_every_entry_and_its_derivative_is_their_sum(rng, shape):
-    like = jnp.asarray(rng.normal(size=shape), np.float32)
-    value = jnp.asarray(0.1, np.float64)
-    full = spread(value, like)
-    assert full.dtype == like.dtype
-    np.testing.assert_array_equal(full, np.full(shape, np.float32(0.1)))
-    weights = rng.normal(size=shape)
-    slope = jax.grad(lambda value: jnp.sum(spread(value, like.astype(float)) * weights))(value)
-    np.testing.assert_allclose(slope, np.sum(weights), rtol=1e-12)
+@pytest.mark.parametrize("count", [1, 3])
+def test_copies_are_equal_and_their_derivative_is_a_sum(rng, shape, count):
+    array = jnp.asarray(rng.normal(size=shape), np.float32)
+    found = copies(count, array)
+    assert found.dtype == array.dtype
+    np.testing.assert_array_equal(found, np.broadcast_to(array, (count, *shape)))
+    weights = rng.normal(size=(count, *shape))
+    slope = jax.grad(lambda array: jnp.sum(copies(count, array) * weights))(array.astype(float))
+    np.testing.assert_allclose(slope, weights.sum(axis=0), rtol=1e-12, atol=1e-14)

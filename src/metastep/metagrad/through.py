@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax.tree_utils as otu
 
 from metastep._errors import check_choice
+from metastep._trees import copies
 from metastep._types import Batch, Episode, MetaParams, Params, Rate, Scalar
 from metastep.adapt import AbstractAdapter, InnerGradient
 from metastep.metagrad.core import AbstractMetaGradient, RateRule, TaskOutcome, judge
@@ -56,10 +57,10 @@ class AbstractThrough(AbstractMetaGradient):
         """The gradient of the summed loss: what tasks share is computed and differentiated once for all."""
 
         def total_loss(meta: MetaParams) -> tuple[Scalar, TaskOutcome]:
-            alpha = rate(meta)
-            tasks = jax.vmap(
-                lambda e: self._adapt_and_judge(objective, adapter, alpha, meta.params, e)
-            )(episodes)
+            def of_task(alpha: Rate, episode: Episode) -> TaskOutcome:
+                return self._adapt_and_judge(objective, adapter, alpha, meta.params, episode)
+
+            tasks = jax.vmap(of_task)(_for_each_task(episodes, rate(meta)), episodes)
             return jnp.sum(tasks.loss), tasks
 
         (_, tasks), gradient = jax.value_and_grad(total_loss, has_aux=True)(meta)
@@ -76,6 +77,12 @@ class AbstractThrough(AbstractMetaGradient):
         gradient = self.inner_gradient(objective, episode, alpha)
         adapted, info = adapter(gradient, params, alpha)
         return judge(objective, adapted, episode, info)
+
+
+def _for_each_task(episodes: Episode, alpha: Rate) -> Rate:
+    """The rates, once for each task: their derivative is a sum over tasks, as large as the models of all of them."""
+    num_tasks = jax.tree.leaves(episodes)[0].shape[0]
+    return jax.tree.map(lambda leaf: copies(num_tasks, jnp.asarray(leaf)), alpha)
 
 
 @source("finn2017", "equation (1)", "as printed")

@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from metastep._errors import check_choice, check_positive
-from metastep._trees import as_array, scale, spread
+from metastep._trees import as_array, copies, scale
 from metastep._types import Episode, MetaParams, Params, Rate
 from metastep.models import Objective
 from metastep.theory.citations import source
@@ -171,7 +171,12 @@ class FactoredRate(AbstractRate):
     def alpha(self, meta: MetaParams, state: RateState) -> Rate:
         del state
         shared = meta.rates.shared
-        return jax.tree.map(lambda own: jnp.exp(spread(shared, own) + own), meta.rates.own)
+
+        def product(own: Array) -> Array:
+            everywhere = copies(own.size, shared.astype(own.dtype)).reshape(own.shape)
+            return jnp.exp(everywhere + own)
+
+        return jax.tree.map(product, meta.rates.own)
 
     def scaled(
         self, meta: MetaParams, state: RateState, factor: Array

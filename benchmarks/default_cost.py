@@ -1,9 +1,11 @@
-"""What bounding tasks costs: a meta-step of the default against the same with `--clip-tasks off`.
+"""What the default costs: its meta-step against that of a cell of a grid, and what of it is for bounding tasks.
 
-    taskset -c 0 python benchmarks/clip_cost.py [--families sinusoid ...] [--rounds 15]
+    taskset -c 0 python benchmarks/default_cost.py [--families sinusoid ...] [--rounds 15]
 
-The gradient of a sum is cheaper than the gradients it sums up, whose lengths a bound has to know. Both programs take
-turns, for about a fifth of a second each; medians over the rounds. Omniglot needs METASTEP_DATA.
+A cell has one fixed rate and Adam at a constant meta rate. The default learns a rate for each parameter, and bounds
+what a task may weigh: the gradient of a sum is cheaper than the gradients it sums up, whose lengths a bound has to
+know. The programs take turns, for about a fifth of a second each; medians over the rounds. Omniglot needs
+METASTEP_DATA.
 """
 
 import dataclasses
@@ -11,6 +13,7 @@ import math
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +23,16 @@ import tyro
 from metastep.train import build_learner, keep_freed_memory
 from metastep.train.state import initial_state
 from metastep.train.step import Advance, compile_advance
-from zero_tuning import load
+from zero_tuning import CELL, load
 from zero_tuning_families import FAMILIES
 
 _SECONDS = 0.2
+_CHOICES: tuple[dict[str, Any], ...] = (CELL | {"optimizer": "adam"}, {"clip_tasks": "off"}, {})
 
 
 @dataclasses.dataclass
 class Options:
-    """Time meta-steps with tasks bounded and not."""
+    """Time meta-steps of a cell, of the default without a bound, and of the default."""
 
     families: tuple[str, ...] = (
         "sinusoid",
@@ -54,7 +58,7 @@ class Contender:
     seconds: list[float]
 
     @classmethod
-    def of(cls, name: str, folder: Path, **given) -> "Contender":
+    def of(cls, name: str, folder: Path, **given: Any) -> "Contender":
         config, tasks = load(FAMILIES[name], 0, folder, **given)
         learner = build_learner(config, tasks.description, alpha=0.01, meta_lr=0.01)
         state = initial_state(learner, jax.random.key(0), 10_000)
@@ -77,17 +81,19 @@ def main() -> None:
     """Print a row for each family."""
     options = tyro.cli(Options)
     keep_freed_memory()
-    print("| one meta-step, ms | off | bounded | ratio |\n|---|---|---|---|")
+    print(
+        "| one meta-step, ms | a cell of a grid | rates learned | and tasks bounded | over a cell |\n"
+        "|---|---|---|---|---|"
+    )
     for name in options.families:
         with tempfile.TemporaryDirectory() as folder:
-            off, bounded = (
-                Contender.of(name, Path(folder), clip_tasks=choice) for choice in ("off", "auto")
-            )
+            contenders = [Contender.of(name, Path(folder), **given) for given in _CHOICES]
         for _ in range(options.rounds):
-            off.turn()
-            bounded.turn()
-        before, after = (1e3 * float(np.median(each.seconds)) for each in (off, bounded))
-        print(f"| {name} | {before:.3g} | {after:.3g} | {after / before:.2f} |", flush=True)
+            for contender in contenders:
+                contender.turn()
+        times = [1e3 * float(np.median(each.seconds)) for each in contenders]
+        shown = " | ".join(f"{each:.3g}" for each in times)
+        print(f"| {name} | {shown} | {times[-1] / times[0]:.2f} |", flush=True)
 
 
 if __name__ == "__main__":
