@@ -87,16 +87,12 @@ def load(family: Family, seed: int, folder: Path, **given: Any):
     """The tasks of a family and the options metastep fills in when no rate is given, beside those of `given`."""
     options = dict(family.options)
     if options["tasks"] == "SENSORS":
-        options |= {
-            "tasks": str(folder / "sensors.csv"),
-            "task_column": "sensor",
-            "target_columns": ("reading",),
-        }
-        if not (folder / "sensors.csv").exists():
+        count = options.pop("sensors")
+        table = folder / f"sensors{count}.csv"
+        options |= {"tasks": str(table), "task_column": "sensor", "target_columns": ("reading",)}
+        if not table.exists():
             rng = np.random.default_rng(7)
-            write_table(
-                folder / "sensors.csv", {f"s{i:03d}": readings(rng, 20) for i in range(200)}
-            )
+            write_table(table, {f"s{i:03d}": readings(rng, 20) for i in range(count)})
     config = TrainConfig(**options, seed=seed, **given)
     task_set = load_tasks(config)
     config = filled(config, task_set.description)

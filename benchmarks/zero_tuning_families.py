@@ -16,6 +16,7 @@ from awkward_problems import (
     huber,
     recurrent,
 )
+from later_problems import Modes, Sparse
 from metastep.models import linear, mlp
 from metastep.tasks import MixedLinear, Quadratic, Sinusoid
 from own_problems import (
@@ -78,7 +79,7 @@ FAMILIES: dict[str, Family] = {
         {"tasks": _LINEAR, "model": linear((_DIM,), 1)}, (1e-2, 1), (300, 1_000, 3_000),
         (1_000, 5_000, 20_000),
     ),
-    "sensors": Family({"tasks": "SENSORS"}, (1e-2, 1), (200, 600, 2_000), (2_000, 6_000, 20_000)),
+    "sensors": Family({"tasks": "SENSORS", "sensors": 200}, (1e-2, 1), (200, 600, 2_000), (2_000, 6_000, 20_000)),
     "omniglot 5-way ANIL": Family(
         {"tasks": "omniglot", "ways": 5, "algorithm": "anil"}, (0.1, 10), (30, 100, 300),
         (500, 2_000, 10_000), test_tasks=300,
@@ -147,4 +148,11 @@ FAMILIES: dict[str, Family] = {
         {"tasks": _FAR_LABELS, "standardise": False}, _SINE, (300, 1_000), _LONG
     ),
     "rare": Family({"tasks": Rare}, (3e-2, 3), (100, 300, 1_000), _LONG),
+    # And these with the default as it is.
+    "modes": Family({"tasks": Modes}, _SINE, (300, 1_000), _LONG),
+    "sparse": Family({"tasks": Sparse}, _SINE, (300, 1_000), _LONG),
+    "few sensors": Family({"tasks": "SENSORS", "sensors": 30}, (1e-2, 1), (200, 600), _LONG),
+    "sinusoid, Reptile": Family(
+        {"tasks": "sinusoid", "algorithm": "reptile", "steps": 5}, _SINE, (200, 600), _LONG
+    ),
 }  # fmt: skip
