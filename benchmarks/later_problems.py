@@ -13,7 +13,7 @@ _UNIFORM, _NORMAL = jax.random.uniform, jax.random.normal
 
 
 class Modes(AbstractTaskFamily):
-    """A wave, a line, a parabola, a corner or a step, five kinds of functions after Vuorio et al. (2019), with noise."""
+    """Waves, lines, parabolas, corners and steps, five kinds of functions after Vuorio et al. (2019), with noise."""
 
     kind = "regression"
     input_shape = (1,)
