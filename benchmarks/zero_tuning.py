@@ -291,8 +291,8 @@ def draw(rows: list[dict], out: Path) -> None:
 def show(rows: list[dict]) -> None:
     """Print the table, in Markdown."""
     print(
-        "| family | meta-steps | nothing given | best cell | ratio | median cell | the best cell is | seeds "
-        "| rehearsed | halved | plain steps |\n|---|---|---|---|---|---|---|---|---|---|---|"
+        "| family | meta-steps | nothing given | best cell | ratio | median cell | the best cell is | cells "
+        "| seeds | rehearsed | halved | plain steps |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
     )
     for row in rows:
         optimizer, alpha, meta_lr = row["best_cell"]
@@ -303,8 +303,8 @@ def show(rows: list[dict]) -> None:
         print(
             f"| {row['family']} | {row['budget']:,d} | {row['ours']:.4g} | {row['best']:.4g} "
             f"| **{row['ours_over_best']:.2f}**{spread} | {row['median']:.4g} "
-            f"| {optimizer}, alpha {alpha:.3g}, beta {meta_lr:g}{border} | {row['seeds']} | {row['rehearsed']:.0%} "
-            f"| {halved} | {plain} |"
+            f"| {optimizer}, alpha {alpha:.3g}, beta {meta_lr:g}{border} | {row['cells']} | {row['seeds']} "
+            f"| {row['rehearsed']:.0%} | {halved} | {plain} |"
         )
 
 

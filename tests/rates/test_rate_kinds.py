@@ -185,7 +185,7 @@ def test_relative_steps_are_shares_of_the_size_an_array_starts_with(rng):
     gradient = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), meta)
     optimizer = make_optimizer("relative-adam", 0.2)
     with jax.numpy_dtype_promotion("standard"):
-        updates, state = optimizer.update(gradient, optimizer.init(meta), meta)
+        updates, _ = optimizer.update(gradient, optimizer.init(meta), meta)
     expected = {
         "kernel": float(jnp.sqrt(jnp.mean(params["kernel"] ** 2))),
         "offset": 0.1,
@@ -194,11 +194,37 @@ def test_relative_steps_are_shares_of_the_size_an_array_starts_with(rng):
     for name, size in (expected | {"start": 0.1}).items():
         np.testing.assert_allclose(np.abs(updates.params[name]), 0.2 * size, rtol=1e-4)
     assert abs(float(updates.rates)) == pytest.approx(0.2 * 2 / 3, rel=1e-4)
-    # And stay what they were at the start, however large the array has grown.
-    grown = jax.tree.map(lambda leaf: 10 * leaf, meta)
-    with jax.numpy_dtype_promotion("standard"):
-        again, _ = optimizer.update(gradient, state, grown)
-    np.testing.assert_allclose(again.params["kernel"], updates.params["kernel"], rtol=1e-4)
+
+
+def test_the_size_of_a_vector_is_how_far_it_has_been_from_where_it_began(rng):
+    params = {
+        "kernel": jnp.asarray(rng.normal(size=(3, 4))),
+        "gain": jnp.ones(4),
+        "offset": jnp.asarray(0.0),
+    }
+    meta = MetaParams(params, rates={"gain": jnp.full(4, -3.0)})
+    gradient = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), meta)
+    optimizer = make_optimizer("relative-adam", 0.2)
+
+    def step(state, meta):
+        with jax.numpy_dtype_promotion("standard"):
+            return optimizer.update(gradient, state, meta)
+
+    updates, state = step(optimizer.init(meta), meta)
+    far = {
+        "kernel": 10 * params["kernel"],
+        "gain": params["gain"] + jnp.asarray([3.0, -3, 3, -3]),
+        "offset": jnp.asarray(-20.0),
+    }
+    away = MetaParams(far, {"gain": jnp.full(4, 9.0)})
+    expected = {"kernel": 1, "gain": 3 / 0.1, "offset": 20 / 0.1}
+    later, state = step(state, away)
+    back, _ = step(state, meta)  # sizes do not shrink again
+    for found in (later, back):
+        for name, factor in expected.items():
+            ratio = found.params[name] / updates.params[name]
+            np.testing.assert_allclose(ratio, factor, rtol=1e-4)
+        np.testing.assert_allclose(found.rates["gain"], updates.rates["gain"], rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

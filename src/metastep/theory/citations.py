@@ -88,6 +88,12 @@ BIBLIOGRAPHY: dict[str, str] = {
   booktitle = {Advances in Neural Information Processing Systems},
   year      = {2021}
 }""",
+    "ivgi2023": """@inproceedings{ivgi2023dog,
+  title     = {DoG is SGD's Best Friend: A Parameter-Free Dynamic Step Size Schedule},
+  author    = {Ivgi, Maor and Hinder, Oliver and Carmon, Yair},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2023}
+}""",
     "shazeer2018": """@inproceedings{shazeer2018adafactor,
   title     = {Adafactor: Adaptive Learning Rates with Sublinear Memory Cost},
   author    = {Shazeer, Noam and Stern, Mitchell},
