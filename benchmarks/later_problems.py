@@ -1,4 +1,4 @@
-"""Tasks written when the default was as it is: functions of several kinds, and many inputs of which few matter."""
+"""Tasks written after tasks were bounded: functions of several kinds, and many inputs of which few matter."""
 
 import equinox as eqx
 import jax

@@ -16,6 +16,7 @@ Omniglot needs METASTEP_DATA.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import tempfile
@@ -330,32 +331,61 @@ def renew(options: Options, name: str, found: dict[str, Any], folder: Path) -> d
     return found
 
 
+_AXES = ("budget", "alpha", "meta_lr", "seed")
+_FOUND = ("loss", "accuracy", "halved")
+
+
 def read_record(path: Path) -> dict[str, Any]:
     """Family -> budgets -> both sides, each a list of rows."""
     record: dict[str, Any] = read_json(path) if path.exists() else {}
     for found in (found for family in record.values() for found in family.values()):
         if "grid" in found:
-            names, columns = found["grid"].keys(), found["grid"].values()
-            found["grid"] = [
-                dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)
-            ]
+            found["grid"] = [row for grid in found["grid"] for row in _rows_of(grid)]
     return record
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    """As JSON in one line, the thousands of cells column by column: a name for each number would be most of it."""
+    """As JSON in one line; of the thousands of cells only what was found, in the order of the product of axes."""
     kept = {
-        name: {budgets: _in_columns(found) for budgets, found in family.items()}
+        name: {
+            budgets: found | ({"grid": _products(found["grid"])} if "grid" in found else {})
+            for budgets, found in family.items()
+        }
         for name, family in record.items()
     }
     write_bytes(path, json.dumps(kept, separators=(",", ":"), allow_nan=False).encode())
 
 
-def _in_columns(found: dict[str, Any]) -> dict[str, Any]:
-    if "grid" not in found:
-        return found
-    names = dict.fromkeys(name for row in found["grid"] for name in row)
-    return found | {"grid": {name: [row.get(name) for row in found["grid"]] for name in names}}
+def _products(rows: list[dict]) -> list[dict]:
+    """For each optimiser the values along the axes, and a number for each cell."""
+    grids = []
+    for optimizer in dict.fromkeys(row["optimizer"] for row in rows):
+        cells = {
+            tuple(row[name] for name in _AXES): row for row in rows if row["optimizer"] == optimizer
+        }
+        axes = [sorted(set(values)) for values in zip(*cells, strict=True)]
+        columns = {
+            name: [cells[cell].get(name) for cell in itertools.product(*axes)] for name in _FOUND
+        }
+        known = {
+            name: column
+            for name, column in columns.items()
+            if name == "loss" or any(value is not None for value in column)
+        }
+        grids.append({"optimizer": optimizer, **dict(zip(_AXES, axes, strict=True)), **known})
+    return grids
+
+
+def _rows_of(grid: dict[str, Any]) -> list[dict]:
+    cells = itertools.product(*(grid[name] for name in _AXES))
+    names = [name for name in _FOUND if name in grid]
+    numbers = zip(*(grid[name] for name in names), strict=True)
+    return [
+        {"optimizer": grid["optimizer"]}
+        | dict(zip(_AXES, cell, strict=True))
+        | dict(zip(names, row, strict=True))
+        for cell, row in zip(cells, numbers, strict=True)
+    ]
 
 
 def main() -> None:

@@ -148,7 +148,7 @@ FAMILIES: dict[str, Family] = {
         {"tasks": _FAR_LABELS, "standardise": False}, _SINE, (300, 1_000), _LONG
     ),
     "rare": Family({"tasks": Rare}, (3e-2, 3), (100, 300, 1_000), _LONG),
-    # And these with the default as it is.
+    # And these when tasks were bounded; sizes of vectors did not grow yet.
     "modes": Family({"tasks": Modes}, _SINE, (300, 1_000), _LONG),
     "sparse": Family({"tasks": Sparse}, _SINE, (300, 1_000), _LONG),
     "few sensors": Family({"tasks": "SENSORS", "sensors": 30}, (1e-2, 1), (200, 600), _LONG),

@@ -87,7 +87,7 @@ def _where_it_began(params: Params | MetaParams) -> PyTree[Array]:
 def _grown(size: Float[Array, ""], leaf: Array, start: Array | None) -> Float[Array, ""]:
     """The root mean square of how far a vector has come from where it began, where that is more than its size.
 
-    An offset that has 20 to go would take 2,000 steps of a hundredth. Every tenth of its own size further, it takes
+    An offset that has 20 to go would take 2,000 steps of a hundredth. In steps of a tenth of the way so far it takes
     some fifty.
     """
     if start is None:
