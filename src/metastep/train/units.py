@@ -1,4 +1,4 @@
-"""Inputs and labels far from zero mean and unit variance, which no learning rate makes up for.
+"""Inputs and labels far from zero mean and unit variance, which learning rates make up for in part at best.
 
 Tables are standardised as data (`train.scaling`). Tasks of the user's own are sampled by code that is not ours, and
 their losses should stay in units that the user knows: so here it is the model that is told.
@@ -66,7 +66,7 @@ def remarks_on_units(config: ProblemConfig, units: Units) -> dict[str, list[str]
         elif name == "inputs" or not is_own(config.loss):
             remarks["warnings"].append(
                 f"{name} have {_seen(found)}: bring them to zero mean and unit variance over the training tasks, "
-                "unless the model does that; learning rates cannot make up for units"
+                "unless the model does that; learning rates make up for units in part at best"
             )
     return remarks
 
