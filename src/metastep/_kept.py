@@ -16,8 +16,8 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, suppress
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from metastep._spelled import PACKAGES, UnspellableError, spelled
 _MOST_BYTES = 128 * 2**20
 _FOLDER: list[Path] = []
 _READER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read ahead")
+_AHEAD: dict[str, "Future[_Program | None]"] = {}
 
 
 def keep_programs(folder: Path | None) -> None:
@@ -41,6 +42,59 @@ def keep_programs(folder: Path | None) -> None:
     source on disk.
     """
     _FOLDER[:] = [folder] if folder else []
+    _AHEAD.clear()
+    _START.forget()
+
+
+def read_ahead(start: str) -> None:
+    """Begin to read, on a thread, the programs that the last start of this name used, in their order.
+
+    Reading them needs little of Python, which has modules to import meanwhile. What they are for is not known yet:
+    whoever asks for a program finds it by its name, or reads another. Those that this start uses are noted for the
+    next one.
+    """
+    if not _FOLDER:
+        return
+    _START.begin(_FOLDER[0] / f"{_hash(start)}.start")
+    from jax.experimental import serialize_executable  # here, as imports on two threads can meet
+
+    del serialize_executable
+    jax.devices()
+    for name in _START.before:
+        _AHEAD[name] = _READER.submit(_read, _FOLDER[0] / name)
+
+
+class _Start:
+    """Names of the programs that the last start used, and those of this one so far."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self.path: Path | None = None
+        self.before: list[str] = []
+        self.used: list[str] = []
+
+    def begin(self, path: Path) -> None:
+        self.forget()
+        self.path = path
+        with suppress(OSError, UnicodeDecodeError):
+            lines = path.read_text().split()
+            # It may have been written by anybody, and is not to lead elsewhere.
+            self.before = [name for name in lines if _NAME.fullmatch(name)]
+
+    def note(self, name: str) -> None:
+        """A program is used; a start like the last one writes nothing."""
+        if self.path is None or name in self.used:
+            return
+        self.used.append(name)
+        if self.used != self.before[: len(self.used)]:
+            with suppress(OSError):
+                _put(self.path, "\n".join(self.used).encode())
+
+
+_START = _Start()
+_NAME = re.compile(r"[0-9a-f]+-[0-9a-f]+\.program")
 
 
 def kept_jit(function: Callable) -> Any:
@@ -58,19 +112,6 @@ class _Kept:
     def __init__(self, function: Callable):
         self.function, self.jitted = function, jax.jit(function)
         self.programs: dict[Any, Any] = {}
-        self.ahead: dict[Path, Future[_Program | None]] = {}
-
-    def read_ahead(self) -> None:
-        """Begin to read, on a thread, the program of this function that was written last.
-
-        Python is not needed for that, and does other things meanwhile. A call for other arguments reads another.
-        """
-        if not _FOLDER or (of := self._function_key()) is None:
-            return
-        files = [path for path in _FOLDER[0].glob(f"{of}-*.program") if path.is_file()]
-        if files and not self.programs:
-            newest = max(files, key=_written)
-            self.ahead = {newest: _READER.submit(_read, newest)}
 
     def __call__(self, *arguments: Any) -> Any:
         return self._program(arguments)(*arguments)
@@ -96,12 +137,16 @@ class _Kept:
         except UnspellableError:
             return None
         path = _FOLDER[0] / f"{of}-{taken}.program"
-        ahead = self.ahead.pop(path, None)
+        ahead = _AHEAD.pop(path.name, None)
         try:
-            program = ahead.result() if ahead else _read(path)
-            return program or _write(path, self.jitted, arguments)
+            program = (ahead.result() if ahead else _read(path)) or _write(
+                path, self.jitted, arguments
+            )
         except Exception:
             return None
+        if program:
+            _START.note(path.name)
+        return program
 
     def _function_key(self) -> str | None:
         """By what the programs of this function are known, here and now; None where that cannot be told."""
@@ -114,10 +159,18 @@ class _Kept:
 
 
 class _Program:
-    """A compiled program, and the structure of what it returns."""
+    """A compiled program, and the structure of what it returns, pickled.
 
-    def __init__(self, compiled: Any, results: Any):
-        self.compiled, self.results = compiled, results
+    A structure names classes, and unpickling it imports their modules. It is left to whoever calls the program: a
+    thread that reads ahead while another imports would meet modules that are half there.
+    """
+
+    def __init__(self, compiled: Any, pickled: bytes):
+        self.compiled, self.pickled = compiled, pickled
+
+    @cached_property
+    def results(self) -> Any:
+        return jax.tree.structure(pickle.loads(self.pickled))
 
     def __call__(self, *arguments: Any) -> Any:
         return jax.tree.unflatten(self.results, self.compiled(*jax.tree.leaves(arguments)))
@@ -137,10 +190,8 @@ def _read(path: Path) -> _Program | None:
     try:
         # Compressed, it has a sum to check: damaged code could do anything.
         kept = pickle.loads(zlib.decompress(path.read_bytes()))
-        executable, count, results, lapack = kept
-        results = jax.tree.structure(results)
-        given = jax.tree.structure(((0,) * count, {}))
-        told = jax.tree.structure([0] * results.num_leaves)
+        executable, taken, told, results, lapack = kept
+        given, told = jax.tree.structure(((0,) * taken, {})), jax.tree.structure([0] * told)
         if lapack:
             _ready_lapack()
         compiled = serialize_executable.deserialize_and_load(
@@ -169,12 +220,13 @@ def _write(path: Path, jitted: Any, arguments: tuple) -> _Program | None:
     called = _called(lowered)
     if not all(name.startswith(_LAPACK) for name in called):
         return None
+    results = given[0].num_leaves
+    pickled = pickle.dumps(jax.tree.unflatten(given[0], [0] * results))
     with _not_cached_by_jax():
-        program = _Program(lowered.compile(), given[0])
+        program = _Program(lowered.compile(), pickled)
     try:
         executable, *_ = serialize_executable.serialize(program.compiled)
-        results = jax.tree.unflatten(given[0], [0] * given[0].num_leaves)
-        kept = executable, len(leaves), results, bool(called)
+        kept = executable, len(leaves), results, pickled, bool(called)
         _put(path, zlib.compress(pickle.dumps(kept), level=1))
     except Exception:  # nowhere to write to, or a backend that cannot do it
         return program
@@ -258,7 +310,11 @@ _PLACES = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_s
 
 def _key(*parts: Any) -> str:
     """The same for what is spelled the same."""
-    return hashlib.sha256(spelled(parts).encode()).hexdigest()[:40]
+    return _hash(spelled(parts))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
 def _settings() -> str:

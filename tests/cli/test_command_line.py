@@ -50,7 +50,7 @@ def table_run(tmp_path_factory):
 
 def test_every_verb_keeps_freed_memory(monkeypatch, capsys, tmp_path):
     calls = []
-    monkeypatch.setattr("metastep.cli.verbs.keep_freed_memory", lambda: calls.append(1))
+    monkeypatch.setattr("metastep.cli.process.keep_freed_memory", lambda: calls.append(1))
     run(capsys, "data", "info", sensors(tmp_path / "sensors.csv"))
     assert len(calls) == 1
     run(capsys, "reproduce", "no-such-figure", "--out", tmp_path / "figures")

@@ -11,6 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -118,7 +119,6 @@ def test_nothing_is_kept_for_a_device_that_jax_says_nothing_of(folder, monkeypat
     _kept._surroundings.cache_clear()
     monkeypatch.delattr("jaxlib.xla_client.get_topology_for_devices")
     assert kept_jit(total)(X) == jnp.sum(X)
-    kept_jit(total).read_ahead()
     assert not folder.exists()
 
 
@@ -238,38 +238,99 @@ def test_linear_algebra_is_there_in_a_process_that_only_reads(tmp_path):
     assert times[0] == times[1]
 
 
-def test_a_program_is_read_ahead_once(folder, monkeypatch):
-    kept_jit(total)(X)
-    program, threads, read = kept_jit(total), [], _kept._read
+def start_again(folder, name):
+    """As a new process with this command."""
+    keep_programs(folder)
+    _kept.read_ahead(name)
+
+
+def test_a_start_reads_ahead_what_the_last_of_its_name_used(folder, monkeypatch):
+    threads, read = [], _kept._read
 
     def noting(path):
         threads.append(threading.current_thread())
         return read(path)
 
+    start_again(folder, "a")
+    assert kept_jit(total)(X) == kept_jit(total)(X) == jnp.sum(X)
+    (note,) = folder.glob("*.start")
+    before = note.stat().st_mtime_ns
     monkeypatch.setattr(_kept, "_read", noting)
-    program.read_ahead()
+
+    start_again(folder, "a")
+    program = kept_jit(total)
     assert program(X) == program(X) == jnp.sum(X)
     assert len(threads) == 1
     assert threads[0] is not threading.main_thread()
+    assert note.stat().st_mtime_ns == before  # a start like the last has nothing to write
+
+    start_again(folder, "b")
+    assert kept_jit(total)(X) == jnp.sum(X)
+    assert threads[1:] == [threading.main_thread()]
 
 
-def test_what_was_read_ahead_in_vain_does_no_harm(folder):
+def test_a_start_that_uses_other_programs_notes_those(folder):
+    start_again(folder, "a")
     kept_jit(total)(X)
-    (path,) = files(folder)
-    program = kept_jit(total)
-    program.read_ahead()
-    assert program(X[:2]) == jnp.sum(X[:2])  # other arguments
+    kept_jit(total)(X[:2])
+    start_again(folder, "a")
+    kept_jit(total)(X[:2])
+    kept_jit(total)(X[:3])
+    (note,) = folder.glob("*.start")
+    used = note.read_text().split()
+    keep_programs(folder)
+    assert len(used) == 2
+    for name, given in zip(used, (X[:2], X[:3]), strict=True):
+        assert _kept._read(folder / name)(given) == jnp.sum(given)
+
+
+def test_what_was_read_ahead_in_vain_does_no_harm(folder, tmp_path):
+    start_again(folder, "a")
+    kept_jit(total)(X)
+    ((path,), (note,)) = files(folder), folder.glob("*.start")
+    start_again(folder, "a")
+    assert kept_jit(total)(X[:2]) == jnp.sum(X[:2])  # other arguments
     path.write_bytes(b"no program")
-    program = kept_jit(total)
-    program.read_ahead()
-    assert program(X) == jnp.sum(X)
+    start_again(folder, "a")
+    assert kept_jit(total)(X) == jnp.sum(X)
     # Another process may make room meanwhile.
     path.unlink()
     path.symlink_to(folder / "gone")
-    kept_jit(total).read_ahead()
+    start_again(folder, "a")
+    elsewhere = tmp_path / "elsewhere.program"
+    for damage in (b"\xff\xfe\x00", f"../elsewhere.program {elsewhere}".encode()):
+        note.write_bytes(damage)
+        start_again(folder, "a")
+        assert not _kept._AHEAD
+        assert kept_jit(total)(X) == jnp.sum(X)
+    note.unlink()
+    note.mkdir()
+    start_again(folder, "a")
+    assert kept_jit(total)(X) == jnp.sum(X)
     keep_programs(None)
-    kept_jit(total).read_ahead()
-    kept_jit(lambda x: x).read_ahead()
+    _kept.read_ahead("a")
+    assert not _kept._AHEAD
+
+
+_READS_OPTAX = """
+import sys, pathlib
+from metastep import _kept
+(path,) = pathlib.Path(sys.argv[1]).glob("*.program")
+program = _kept._read(path)
+assert program is not None
+print("optax" in sys.modules)
+print(program.results, "optax" in sys.modules)
+"""
+
+
+def test_reading_a_program_imports_no_module_of_what_it_returns(folder):
+    # The thread that reads ahead would meet the main one, which imports the same modules.
+    kept_jit(optax.adam(0.1).init)(X)
+    command = [sys.executable, "-c", _READS_OPTAX, str(folder)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told.startswith("False\n")
+    assert "ScaleByAdamState" in told
+    assert told.endswith("True\n")
 
 
 def test_the_oldest_programs_make_room(folder, monkeypatch):
@@ -308,17 +369,19 @@ def run(out, **options):
 def test_a_run_is_the_same_to_the_bit_with_programs_not_kept_written_and_read(
     tmp_path, folder, read_only, monkeypatch
 ):
+    _kept.read_ahead("run")
     written = run(tmp_path / "written")
     count = len(files(folder))
     read_only()
-    submit = _kept._READER.submit
-    submitted = []
-    monkeypatch.setattr(_kept._READER, "submit", lambda *a: submitted.append(a) or submit(*a))
+    threads, kept_read = [], _kept._read
+    monkeypatch.setattr(
+        _kept, "_read", lambda p: threads.append(threading.current_thread()) or kept_read(p)
+    )
+    _kept.read_ahead("run")
     read = run(tmp_path / "read")
-    assert len(submitted) == 1
-    program = step._RECENT[0][1].program
-    assert len(program.programs) == 1  # of rehearsals and run, read ahead of both
-    assert program.ahead == {}
+    assert len(threads) >= count
+    assert threading.main_thread() not in threads
+    assert len(step._RECENT[0][1].program.programs) == 1  # of rehearsals and run
     keep_programs(None)
     plain = run(tmp_path / "plain")
     assert count >= 6  # the three of the rates, parameters, state, training

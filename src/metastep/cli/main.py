@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     try:
         with _no_garbage():
-            verb = _verb(given[0])
+            verb = _verb(given)
         verb(given[1:])
     except ProcessLostError as error:
         print(f"{PROGRAM}: {_one_line(error)}", file=sys.stderr, flush=True)
@@ -75,7 +75,8 @@ def _no_garbage() -> Iterator[None]:
         gc.enable()
 
 
-def _verb(name: str) -> Callable[[list[str]], Any]:
+def _verb(command: list[str]) -> Callable[[list[str]], Any]:
+    name = command[0]
     if name not in _SUMMARIES:
         known = ", ".join(_SUMMARIES)
         raise UserError(f"there is no verb {name!r}; choose one of: {known} (see {PROGRAM} --help)")
@@ -83,6 +84,9 @@ def _verb(name: str) -> Callable[[list[str]], Any]:
         from metastep.cli.reproduce import reproduce
 
         return reproduce
+    from metastep.cli.process import settle_process
+
+    settle_process(command)
     from metastep.cli import verbs
 
     return getattr(verbs, name)

@@ -64,7 +64,7 @@ def reproduce(arguments: list[str]) -> None:
     if options.list:
         _show_list(options.json)
         return
-    from metastep.cli.verbs import settle_process
+    from metastep.cli.process import settle_process
 
     settle_process()
     console, records = error_console(), {}
@@ -85,7 +85,7 @@ def reproduce(arguments: list[str]) -> None:
 
 def _run(options: ReproduceOptions, console: Console) -> Iterator[dict[str, Any]]:
     """Run and say on stderr what is going on and what came of it."""
-    from metastep.cli.verbs import settle_process
+    from metastep.cli.process import settle_process
     from metastep.experiments.runner import run_experiments
 
     with counting(console) as shown:

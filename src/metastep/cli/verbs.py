@@ -1,18 +1,14 @@
 """One function per verb: options in, library called, result written."""
 
 import dataclasses
-import os
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
-import jax
 import tyro
 
 from metastep import datasets
 from metastep._errors import DivergenceError, InputError, check_count, check_positive
-from metastep._kept import keep_programs
 from metastep._records import to_plain, write_json
 from metastep.cli.endings import show, write_report
 from metastep.cli.options import (
@@ -26,7 +22,6 @@ from metastep.cli.options import (
 from metastep.cli.predictions import score, write_predictions
 from metastep.cli.progress import Fanout, TensorBoardObserver, error_console, watching
 from metastep.cli.together import taking_part
-from metastep.datasets.paths import cache_root
 from metastep.train import (
     RunFolder,
     TaskPredictions,
@@ -35,7 +30,6 @@ from metastep.train import (
     certify_run,
     choose_rates,
     evaluate_run,
-    keep_freed_memory,
     load_run,
     load_tasks,
     measure_edges,
@@ -53,27 +47,7 @@ Options = TypeVar("Options")
 
 def parse(options: type[Options], name: str, arguments: Sequence[str]) -> Options:
     """Options from the command line; a usage error or --help ends the program as usual."""
-    parsed = tyro.cli(options, prog=f"metastep {name}", args=list(arguments))
-    settle_process()
-    return parsed
-
-
-def settle_process() -> None:
-    """What a process of ours keeps: freed memory, and compiled programs, from one start to the next.
-
-    JAX's own environment variables win, and so do the allocator's. METASTEP_KEEP_PROGRAMS=0 has all traced anew, and
-    compiled unless JAX has cached it.
-    """
-    keep_freed_memory()
-    compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if compiled is None:
-        compiled = str(cache_root() / "compiled")
-        jax.config.update("jax_compilation_cache_dir", compiled)
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        # Much of a start's compiling is programs of hundredths of a second, which JAX would not keep.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    if compiled and "://" not in compiled and os.environ.get("METASTEP_KEEP_PROGRAMS") != "0":
-        keep_programs(Path(compiled) / "programs")
+    return tyro.cli(options, prog=f"metastep {name}", args=list(arguments))
 
 
 def rates(arguments: list[str]) -> None:

@@ -1,6 +1,6 @@
 """Composition: tasks, model, rates and meta-gradient put together, trained, checkpointed and judged."""
 
-from metastep.train.allocator import keep_freed_memory
+from metastep._allocator import keep_freed_memory
 from metastep.train.build import build_learner
 from metastep.train.certificate import Certificate, certify_run
 from metastep.train.checkpoint import Checkpoints

@@ -18,7 +18,6 @@ from metastep.rates import (
     meta_edge,
 )
 from metastep.tasks import batch_of_episodes
-from metastep.train.build import build_learner
 from metastep.train.config import ProblemConfig, TrainConfig, check_config
 from metastep.train.learner import loss_after, side_by_side
 from metastep.train.problem import (
@@ -30,7 +29,6 @@ from metastep.train.problem import (
 )
 from metastep.train.rehearse import Announce, Rehearsals, rehearsal_length, rehearse
 from metastep.train.sharpness import SHARE_OF_EDGE
-from metastep.train.step import compile_advance
 from metastep.train.units import remarks_on_units
 
 _EDGE_TASKS, _LANCZOS = 32, 20
@@ -87,14 +85,6 @@ def choose_rates(
         "optimizer": config.optimizer,
         "schedule": config.schedule,
     }
-
-
-def read_program_ahead(config: TrainConfig, task_set: TaskSet) -> None:
-    """Begin to read the training program from where it is kept: measuring the rate it starts with takes as long."""
-    known = _meta_lr_unmeasured(config)
-    if known is not None:
-        at_any_rate = build_learner(config, task_set.description, alpha=1.0, meta_lr=known[0])
-        compile_advance(at_any_rate).read_ahead()
 
 
 def _measured(config: TrainConfig, advice: RateAdvice) -> dict[str, Any]:

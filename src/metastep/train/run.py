@@ -10,7 +10,7 @@ from metastep._errors import DataError, DivergenceError
 from metastep._records import read_json, read_jsonl, to_plain, write_json
 from metastep.train.build import build_learner
 from metastep.train.checkpoint import Checkpoints, Elsewhere
-from metastep.train.choose import choose_rates, read_program_ahead
+from metastep.train.choose import choose_rates
 from metastep.train.config import (
     TrainConfig,
     check_config,
@@ -105,8 +105,6 @@ def _train(
     mesh = crew.mesh(config.tasks_per_step or 1)
     announce("tasks", description)
     config, within = keep_within_limit(config, task_set, build_learner, mesh, crew)
-    if crew.leads:
-        read_program_ahead(config, task_set)
     rates = crew.from_leader(lambda: to_plain(choose_rates(config, task_set, announce) | within))
     announce("rates", rates)
 

@@ -314,10 +314,6 @@ class Advance:
         """The same program, which also takes the rows that end on the way."""
         return self.program(family, key, state, until, every)
 
-    def read_ahead(self) -> None:
-        """Begin to read what is kept of it, while other things are done."""
-        self.program.read_ahead()
-
     def lower(self, *arguments: Any) -> Any:
         """As that of a jitted function."""
         return self.program.lower(*arguments, _NO_ROWS)

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from metastep._allocator import keep_freed_memory
 from metastep._errors import check_count
 from metastep.tasks import TaskSplits
-from metastep.train.allocator import keep_freed_memory
 from metastep.train.learner import Learner
 from metastep.train.sweep import Progress, SweepResult, sweep
 
