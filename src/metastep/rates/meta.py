@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +38,9 @@ def normalised_adam(learning_rate) -> optax.GradientTransformation:
 _SIZE_OF_VECTORS = 0.1
 """What starts at 0 or 1 says nothing by its size of how far it has to go."""
 _SIZE_OF_LOGARITHMS = 2 / 3
+_WHOLE_STEPS = 100
+"""Meta-steps after which the size of a vector is less and less of its distance. A share of 0.1, as in runs of 1,000
+meta-steps, is then the root of their number, which is the divisor that theory has from the first step on."""
 
 
 class SizesState(NamedTuple):
@@ -45,11 +49,15 @@ class SizesState(NamedTuple):
     Attributes
     ----------
     sizes : a number for each array
-    start : where those that may grow began; None for the others
+    start : where those began whose size follows how far they go; None for the others
+    farthest : how far these have been from there
+    steps : taken so far
     """
 
     sizes: PyTree[Float[Array, ""]]
     start: PyTree[Array]
+    farthest: PyTree[Float[Array, ""]]
+    steps: Int[Array, ""]
 
 
 @source("shazeer2018", "section 8, relative step size", "as printed", "by the sizes at the start")
@@ -57,7 +65,7 @@ def sizes_of(params: Params | MetaParams) -> Params | MetaParams:
     """The scale that the first steps of each array are measured by, a number for each.
 
     The root mean square of a matrix or kernel; 0.1 for vectors and scalars, such as biases, gains and offsets, and
-    for what starts at zero. How far a vector has to go is seen as it goes, see `_grown`. Learned rates are
+    for what starts at zero. How far a vector has to go is seen as it goes, see `_followed`. Learned rates are
     logarithms, whose steps are relative as they are: 2/3, as a rate that moves too far upsets the whole inner loop.
     """
     if isinstance(params, MetaParams):
@@ -76,32 +84,52 @@ def _size(leaf: Array) -> Float[Array, ""]:
 
 
 def _where_it_began(params: Params | MetaParams) -> PyTree[Array]:
-    """Of vectors and scalars that are no learned rates, which are logarithms: only these have sizes that grow."""
+    """Of vectors and scalars that are no learned rates, which are logarithms: only these have sizes that follow."""
     if isinstance(params, MetaParams):
         no_start = jax.tree.map(lambda leaf: None, params.rates)
         return MetaParams(_where_it_began(params.params), no_start)
     return jax.tree.map(lambda leaf: jnp.array(leaf) if leaf.ndim < 2 else None, params)
 
 
-@source("ivgi2023", "largest distance from the start", "as printed", "as the size of a vector")
-def _grown(size: Float[Array, ""], leaf: Array, start: Array | None) -> Float[Array, ""]:
-    """The root mean square of how far a vector has come from where it began, where that is more than its size.
+def _farthest(leaf: Array, start: Array | None, before: Array | None) -> Float[Array, ""] | None:
+    """The largest distance of a vector from where it began, as the root mean square of its numbers."""
+    if start is None or before is None:
+        return None
+    return jnp.maximum(before, jnp.sqrt(jnp.mean(jnp.square(leaf - start))))
+
+
+@source(
+    "ivgi2023",
+    "largest distance from the start, over the root of the number of unit gradients",
+    "as printed",
+    "as the size of a vector, the root from the hundredth step on",
+)
+def _followed(
+    size: Float[Array, ""], farthest: Float[Array, ""] | None, steps: Int[Array, ""]
+) -> Float[Array, ""]:
+    """The size of a vector: how far it has been from where it began, and less of that in later steps; at least 0.1.
 
     An offset that has 20 to go would take 2,000 steps of a hundredth. In steps of a tenth of the way so far it takes
-    some fifty.
+    some fifty. Steps of that length would not let it rest later on.
     """
-    if start is None:
+    if farthest is None:
         return size
-    return jnp.maximum(size, jnp.sqrt(jnp.mean(jnp.square(leaf - start))))
+    share = jnp.sqrt(jnp.minimum(_WHOLE_STEPS / steps, 1)).astype(farthest.dtype)
+    return jnp.maximum(jnp.asarray(_SIZE_OF_VECTORS, farthest.dtype), share * farthest)
 
 
 def _scale_by_size() -> optax.GradientTransformation:
     def init(params) -> SizesState:
-        return SizesState(sizes_of(params), _where_it_began(params))
+        start = _where_it_began(params)
+        nowhere = jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), start)
+        return SizesState(sizes_of(params), start, nowhere, jnp.zeros((), jnp.int32))
 
     def update(updates, state: SizesState, params=None):
-        sizes = jax.tree.map(_grown, state.sizes, params, state.start)
-        return jax.tree.map(jnp.multiply, updates, sizes), SizesState(sizes, state.start)
+        steps = state.steps + 1
+        farthest = jax.tree.map(_farthest, params, state.start, state.farthest)
+        sizes = jax.tree.map(partial(_followed, steps=steps), state.sizes, farthest)
+        scaled = jax.tree.map(jnp.multiply, updates, sizes)
+        return scaled, SizesState(sizes, state.start, farthest, steps)
 
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
