@@ -18,7 +18,6 @@ from metastep.models.objective import (
     loss_for,
     squared_error,
 )
-from metastep.models.precision import in_bfloat16
 
 __all__ = [
     "Model",
@@ -31,7 +30,6 @@ __all__ = [
     "cross_entropy",
     "from_equinox",
     "has_native_convolution",
-    "in_bfloat16",
     "linear",
     "loss_for",
     "max_pool",

@@ -101,9 +101,6 @@ class ProblemConfig(TaskConfig):
     """Channels of conv4."""
     pooling: Literal["stride", "max"] = "stride"
     """How conv4 halves the image: strided convolutions, or max-pooling."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """What the model is computed in. bfloat16 is for accelerators that are faster in it, and slower on CPUs;
-    parameters, losses, rates and meta-gradients stay as they are."""
     tasks_at_once: int | None = None
     """Tasks computed side by side, on each device; must divide --tasks-per-step. Default: all; on CPU 1 for
     conv4, and at most 25 for dense models where a divisor allows it."""
@@ -205,7 +202,6 @@ def with_preset(config: TrainConfig) -> TrainConfig:
 def check_config(config: ProblemConfig) -> None:
     """Raise an `InputError` that names the first option that cannot be used."""
     check_choice("--algorithm", config.algorithm, ALGORITHMS)
-    check_choice("--precision", config.precision, ("float32", "bfloat16"))
     _check_own("model", config.model, ("auto", *MODELS))
     _check_own("loss", config.loss, ("auto",))
     for name in ("ways", "shots", "queries", "image_size", "tasks_at_once"):

@@ -20,7 +20,7 @@ from metastep._trees import as_array
 from metastep._types import Params
 from metastep.adapt import GradientAdapter
 from metastep.metagrad import AbstractMetaGradient, Exact, algorithm
-from metastep.models import Model, Objective, conv4, in_bfloat16, linear, mlp
+from metastep.models import Model, Objective, conv4, linear, mlp
 from metastep.tasks import (
     AbstractTaskFamily,
     FewShot,
@@ -243,10 +243,8 @@ def filled(config: TrainConfig, description: dict[str, Any]) -> TrainConfig:
 
 
 def build_model(config: ProblemConfig, description: dict[str, Any]) -> Model:
-    """The model that the options, the shape of the tasks and their units ask for, in the precision they say."""
+    """The model that the options, the shape of the tasks and their units ask for."""
     model = _build_model(config, description)
-    if config.precision == "bfloat16":
-        model = _in_bfloat16(model)
     return in_units(config, description["units"], model) if "units" in description else model
 
 
@@ -269,9 +267,7 @@ def _build_model(config: ProblemConfig, description: dict[str, Any]) -> Model:
 
 
 # Models are pure functions: built again for the same sizes, they are the same, and so are programs made of them.
-_linear, _mlp, _conv4, _in_bfloat16 = (
-    lru_cache(maxsize=8)(build) for build in (linear, mlp, conv4, in_bfloat16)
-)
+_linear, _mlp, _conv4 = (lru_cache(maxsize=8)(build) for build in (linear, mlp, conv4))
 
 
 def build_inner_loop(
