@@ -4,9 +4,9 @@
 
 Starts the command in fresh processes, as a user would, and reads the clocks whenever it says how far it is.
 Bytecode and compiled programs are kept from the first start, which is not counted, to the next. The last
-command has a new seed each time. A second core saves time on the wall, as the training program is read on a
-thread; `taskset -c 1` leaves one. Processor time is that of all threads of the process, to a hundredth of a
-second; on a machine that does other things it is the one to look at.
+command has a new seed each time. A second core saves time on the wall, as programs are read on a thread;
+`taskset -c 1` leaves one. Processor time is that of all threads of the process, to a hundredth of a second;
+on a machine that does other things it is the one to look at.
 Prints a table and writes benchmarks/results/start.json.
 """
 

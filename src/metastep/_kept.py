@@ -56,6 +56,8 @@ def read_ahead(start: str) -> None:
     if not _FOLDER:
         return
     _START.begin(_FOLDER[0] / f"{_hash(start)}.start")
+    if not _START.before:  # a start that computes nothing has no need of devices either
+        return
     from jax.experimental import serialize_executable  # here, as imports on two threads can meet
 
     del serialize_executable

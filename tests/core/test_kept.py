@@ -269,6 +269,12 @@ def test_a_start_reads_ahead_what_the_last_of_its_name_used(folder, monkeypatch)
     assert threads[1:] == [threading.main_thread()]
 
 
+def test_a_start_without_a_note_leaves_devices_alone(folder, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: pytest.fail("looked at devices"))
+    start_again(folder, "a")
+    assert not folder.exists()
+
+
 def test_a_start_that_uses_other_programs_notes_those(folder):
     start_again(folder, "a")
     kept_jit(total)(X)
