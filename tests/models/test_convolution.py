@@ -21,9 +21,9 @@ from metastep.models import (
     Objective,
     conv4,
     conv_general_dilated,
-    convolution,
     cross_entropy,
     has_native_convolution,
+    im2col,
     warn_of_native_convolution,
 )
 from metastep.rates import FixedRate, make_optimizer
@@ -71,8 +71,8 @@ def test_equals_jax_to_the_second_derivative(rng, monkeypatch, case, many, cache
     if case not in BY_JAX:
         again = copy.deepcopy(rng)  # every test's numbers are the same
         BY_JAX[case] = to_the_second_derivative(lax.conv_general_dilated, case, again)
-    monkeypatch.setattr(convolution, "_CACHED_BYTES", cached)
-    monkeypatch.setattr(convolution, "_MANY_CHANNELS", many)
+    monkeypatch.setattr(im2col, "_CACHED_BYTES", cached)
+    monkeypatch.setattr(im2col, "_MANY_CHANNELS", many)
     found = to_the_second_derivative(conv_general_dilated, case, rng)
     for a, b in zip(*map(jax.tree.leaves, (found, BY_JAX[case])), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
@@ -84,8 +84,8 @@ def test_images_are_taken_in_equal_groups_that_fit_the_cache(rng, monkeypatch, c
         jnp.asarray(rng.normal(size=(count, 4, 5, 2))),
         jnp.asarray(rng.normal(size=(3, 3, 2, 4))),
     )
-    monkeypatch.setattr(convolution, "_CACHED_BYTES", 2 * x[0].nbytes * 9)
-    call = lambda x: conv_general_dilated(x, w, (1, 1), AROUND, dimension_numbers=NHWC)  # noqa: E731
+    monkeypatch.setattr(im2col, "_CACHED_BYTES", 2 * x[0].nbytes * 9)
+    call = lambda x: im2col.convolve_by_product(x, w, (1, 1), AROUND)  # noqa: E731
     lengths = [
         equation.params["length"]
         for equation in jax.make_jaxpr(call)(x).eqns
@@ -97,6 +97,65 @@ def test_images_are_taken_in_equal_groups_that_fit_the_cache(rng, monkeypatch, c
 
 
 AROUND = [(1, 1), (1, 1)]
+
+
+def third_derivative(convolve, x, w):
+    """Of the kernel's derivative in the images in the kernel: reverse mode, thrice."""
+
+    def loss(x, w):
+        y = convolve(x, w, (1, 1), [(2, 0), (1, -1)], dimension_numbers=NHWC)
+        return jnp.sum(jnp.cos(y))
+
+    of_kernel = lambda x, w: jnp.sum(jnp.sin(jax.grad(loss, 1)(x, w)))  # noqa: E731
+    of_images = lambda x, w: jnp.sum(jnp.sin(jax.grad(of_kernel, 0)(x, w)))  # noqa: E731
+    return jax.grad(of_images, (0, 1))(x, w)
+
+
+def of_both_modes(convolve, x, w):
+    """Forward over reverse, and reverse over that."""
+
+    def loss(x, w):
+        return jnp.sum(jnp.cos(convolve(x, w, (1, 1), "SAME", dimension_numbers=NHWC)))
+
+    along = lambda x, w: jax.jvp(jax.grad(loss, 1), (x, w), (x, w))[1]  # noqa: E731
+    return jax.vjp(along, x, w)[1](w)
+
+
+@pytest.mark.parametrize("axes", [(None, None), (0, None), (None, 0), (0, 0), (1, 2)], ids=str)
+def test_stride_one_of_tasks_side_by_side(rng, axes):
+    # Images of several tasks go on as one batch, kernels of several as a product; to every order, and either way.
+    x, w = (
+        jnp.asarray(rng.normal(size=np.insert(shape, axis or 0, 3) if axis is not None else shape))
+        for shape, axis in zip(((2, 5, 4, 3), (3, 2, 3, 4)), axes, strict=True)
+    )
+    mapped = lambda one: jax.jit(one if axes == (None, None) else jax.vmap(one, axes))  # noqa: E731
+    for derive in (third_derivative, of_both_modes):
+        found, wanted = (
+            mapped(lambda x, w, convolve=convolve, derive=derive: derive(convolve, x, w))(x, w)
+            for convolve in (conv_general_dilated, lax.conv_general_dilated)
+        )
+        for a, b in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_stride_one_without_a_compiler(rng):
+    x, w = (
+        jnp.asarray(rng.normal(size=(2, 5, 4, 3))),
+        jnp.asarray(rng.normal(size=(3, 2, 3, 4))),
+    )
+    with jax.disable_jit():
+        found = of_both_modes(conv_general_dilated, x, w)
+    for a, b in zip(found, of_both_modes(lax.conv_general_dilated, x, w), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_a_window_larger_than_its_image(rng):
+    x, w = jnp.asarray(rng.normal(size=(1, 2, 5, 1))), jnp.asarray(rng.normal(size=(4, 3, 1, 2)))
+    shapes = [
+        convolve(x, w, (1, 1), "VALID", dimension_numbers=NHWC).shape
+        for convolve in (conv_general_dilated, lax.conv_general_dilated)
+    ]
+    assert shapes == [(1, 0, 3, 2)] * 2
 
 
 def jaxpr_has_it(convolve, image=(1, 4, 4, 2), kernel=(3, 3, 2, 4), **options):
