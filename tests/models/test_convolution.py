@@ -103,7 +103,7 @@ def third_derivative(convolve, x, w):
     """Of the kernel's derivative in the images in the kernel: reverse mode, thrice."""
 
     def loss(x, w):
-        y = convolve(x, w, (1, 1), [(2, 0), (1, -1)], dimension_numbers=NHWC)
+        y = convolve(x, w, (1, 1), [(4, 0), (1, -1)], dimension_numbers=NHWC)
         return jnp.sum(jnp.cos(y))
 
     of_kernel = lambda x, w: jnp.sum(jnp.sin(jax.grad(loss, 1)(x, w)))  # noqa: E731

@@ -16,7 +16,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array
 
 from metastep._types import Batch, Params
-from metastep.models.im2col import Padding, convolve_by_product, explicit_padding, padded
+from metastep.models.im2col import Padding, convolve_by_product, explicit_padding
 from metastep.models.stride_one import convolve_images
 
 
@@ -77,7 +77,8 @@ def conv_general_dilated(
     around = explicit_padding(padding, x.shape[1:-1], window, strides, gaps)
     usual = precision is None and preferred_element_type is None
     if usual and strides == gaps == (1, 1) and _may_slide(x, kernel, around):
-        out = convolve_images(padded(x, around), kernel)
+        rows, columns = ((int(before), int(after)) for before, after in around)
+        out = convolve_images(x, kernel, (rows, columns))
     else:
         options = {"precision": precision, "preferred_element_type": preferred_element_type}
         out = convolve_by_product(x, kernel, strides, around, gaps, **options)

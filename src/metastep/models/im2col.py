@@ -69,12 +69,6 @@ def explicit_padding(
     return lax.padtype_to_pads(space, _reach(window, gaps), strides, padding)
 
 
-def padded(x: Array, padding: Sequence[tuple[int, int]]) -> Array:
-    """(n, space..., channels) with zeros around its space."""
-    edges = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
-    return lax.pad(x, jnp.zeros((), x.dtype), edges)
-
-
 def _in_groups(convolve: Callable[[Array], Array], x: Array, size: int) -> Array:
     """`convolve(x)`, on a CPU a few images at a time if the neighbourhoods of all would not fit its cache.
 
@@ -125,7 +119,9 @@ def _shifted(
     padding: Padding,
 ) -> list[Array]:
     """(n, space..., channels) -> what each pixel of the window sees, (n, fewer..., channels) each."""
-    x = padded(x, explicit_padding(padding, x.shape[1:-1], window, strides, gaps))
+    padding = explicit_padding(padding, x.shape[1:-1], window, strides, gaps)
+    edges = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
+    x = lax.pad(x, jnp.zeros((), x.dtype), edges)
     sizes = [
         max(0, (size - far) // stride + 1)
         for size, far, stride in zip(x.shape[1:-1], _reach(window, gaps), strides, strict=True)
