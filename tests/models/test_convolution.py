@@ -65,14 +65,19 @@ BY_JAX = {}  # case -> the same by JAX's own convolution, once for all tests of 
 
 
 @pytest.mark.parametrize("cached", [1, 10**9], ids=["image by image", "all at once"])
-@pytest.mark.parametrize("many", [1, 100], ids=["by pixels", "by planes"])
+@pytest.mark.parametrize(
+    ("many", "places"),
+    [(1, 1), (1, 10**9), (100, 1)],
+    ids=["by pixels", "by few pixels", "by planes"],
+)
 @pytest.mark.parametrize("case", CASES)
-def test_equals_jax_to_the_second_derivative(rng, monkeypatch, case, many, cached):
+def test_equals_jax_to_the_second_derivative(rng, monkeypatch, case, many, places, cached):
     if case not in BY_JAX:
         again = copy.deepcopy(rng)  # every test's numbers are the same
         BY_JAX[case] = to_the_second_derivative(lax.conv_general_dilated, case, again)
     monkeypatch.setattr(im2col, "_CACHED_BYTES", cached)
     monkeypatch.setattr(im2col, "_MANY_CHANNELS", many)
+    monkeypatch.setattr(im2col, "_MANY_PLACES", places)
     found = to_the_second_derivative(conv_general_dilated, case, rng)
     for a, b in zip(*map(jax.tree.leaves, (found, BY_JAX[case])), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)

@@ -18,6 +18,9 @@ Padding = str | Sequence[tuple[int, int]]
 # Neighbourhoods that are in memory at once, about half of a core's own cache.
 _CACHED_BYTES = 1_000_000
 
+# From so many rows of neighbourhoods on, transposing the kernel costs nothing beside the products.
+_MANY_PLACES = 1_000
+
 # From here on, the channels of a pixel are worth copying by themselves.
 _MANY_CHANNELS = 8
 
@@ -94,10 +97,13 @@ def _in_groups(convolve: Callable[[Array], Array], x: Array, size: int) -> Array
 def _by_pixels(x: Array, cut: Callable, product: Callable, matrix: Array) -> Array:
     """Neighbourhoods as the rows of a matrix, (n, space..., window size x channels), times the kernel."""
     patches = jnp.concatenate(cut(x), axis=-1)
+    last = patches.ndim - 1
+    if patches.size < _MANY_PLACES * len(matrix):
+        return product(patches, matrix, (((last,), (0,)), ((), ())))
     # The derivative of the matrix is the product of outputs and neighbourhoods, and comes transposed. XLA would save
     # that transposition by exchanging the two, and be slower by half: the wider one of two tall matrices goes second.
     transposed = lax.optimization_barrier(matrix.T)
-    return product(patches, transposed, (((patches.ndim - 1,), (1,)), ((), ())))
+    return product(patches, transposed, (((last,), (1,)), ((), ())))
 
 
 def _by_planes(x: Array, cut: Callable, product: Callable, matrix: Array) -> Array:
