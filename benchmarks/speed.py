@@ -222,7 +222,8 @@ def show(record: dict[str, Any]) -> None:
             share = (
                 f"{100 * facts['share_of_peak']:4.0f} %" if "share_of_peak" in facts else "   - "
             )
-            agrees = "" if facts["agrees"] else f"  DISAGREES ({facts['disagreement']:.1e})"
+            apart = facts["disagreement"]  # None where nobody was there to disagree with
+            agrees = "" if facts["agrees"] or apart is None else f"  DISAGREES ({apart:.1e})"
             print(
                 f"  {name:20s} {1000 * facts['seconds']:9.2f} ms {ratio} x  {share} of peak  first step "
                 f"{facts['first_step_seconds']:5.1f} s  {facts['peak_mb']:6.0f} MB{agrees}"

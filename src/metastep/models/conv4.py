@@ -2,7 +2,8 @@
 
 Meta-learning maps a convolution over tasks whose kernels differ. XLA:CPU turns that into a grouped
 convolution, which it runs very slowly; gathering the 3x3 neighbourhoods and multiplying by the kernel as a
-matrix is one large product instead, on every device.
+matrix is one large product instead, on every device. At stride 1 a CPU does that for the derivative of kernels alone,
+as long as tasks follow one another, see `stride_one`.
 """
 
 from collections.abc import Sequence

@@ -42,15 +42,16 @@ def conv_general_dilated(
 ) -> Array:
     """`jax.lax.conv_general_dilated`, on a CPU as neighbourhoods (im2col) times a matrix.
 
-    Of two-dimensional images at stride 1 only the derivative of the kernel is such a product, see `stride_one`.
+    Of two-dimensional images at stride 1, with one kernel for all, only the derivative of the kernel is such a
+    product, see `stride_one`.
 
     Parameters
     ----------
     lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
     batch_group_count, precision, preferred_element_type, out_sharding : as in JAX, for any number of spatial
         dimensions
-    native : use JAX's own convolution. None does on accelerators, and on a CPU only for what has no product here:
-        transposed convolutions (`lhs_dilation`), groups, and outputs with a sharding of their own
+    native : use JAX's own convolution and derivatives. None does on accelerators, and on a CPU only for what has no
+        product here: transposed convolutions (`lhs_dilation`), groups, and outputs with a sharding of their own
 
     Examples
     --------
