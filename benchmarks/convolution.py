@@ -24,7 +24,7 @@ LAYOUTS = ("NHWC", "HWIO", "NHWC")
 
 WAYS: dict[str, Callable] = {
     "metastep": lambda x, k: conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=LAYOUTS),
-    "product": lambda x, k: convolve_by_product(x, k, (1, 1), "SAME"),
+    "product": lambda x, k: convolve_by_product(x, k, (1, 1), ((1, 1), (1, 1))),
     "JAX": lambda x, k: jax.lax.conv_general_dilated(
         x, k, (1, 1), "SAME", dimension_numbers=LAYOUTS
     ),

@@ -111,6 +111,12 @@ def test_max_pool_drops_an_odd_rim(rng):
     np.testing.assert_array_equal(max_pool(jnp.asarray(x)), pool(x))
 
 
+def test_of_equal_pixels_the_first_gets_the_gradient():
+    image = jnp.asarray([[1.0, 1, 0, 2], [1, 1, 2, 2]])[None, :, :, None]
+    slope = jax.grad(lambda x: jnp.sum(max_pool(x)))(image)
+    np.testing.assert_array_equal(slope[0, :, :, 0], [[1, 0, 0, 1], [0, 0, 0, 0]])
+
+
 @pytest.mark.parametrize("pooling", ["stride", "max"])
 def test_second_derivatives_as_compiled_for_users(rng, pooling):
     # Fully optimised: XLA then computes a value again where it is needed, and the copy may round differently. A

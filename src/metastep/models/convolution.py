@@ -89,7 +89,10 @@ def conv_general_dilated(
 
 
 def _may_slide(x: Array, kernel: Array, around: Sequence[tuple[int, int]]) -> bool:
-    """Whether `convolve_images` takes these: on a CPU, in usual precision, with room for the window."""
+    """Whether `convolve_images` takes these: on a CPU, in usual precision, with room for the window.
+
+    Images alone, as XLA's own is the slower one on sequences and volumes.
+    """
     room = [
         low + size + high - wide
         for (low, high), size, wide in zip(around, x.shape[1:-1], kernel.shape[:-2], strict=True)

@@ -29,7 +29,7 @@ def convolve_by_product(
     x: Array,
     kernel: Array,
     strides: tuple[int, ...],
-    padding: Padding,
+    padding: Sequence[tuple[int, int]],
     gaps: tuple[int, ...] | None = None,
     **product: Any,
 ) -> Array:
@@ -38,7 +38,7 @@ def convolve_by_product(
     Parameters
     ----------
     x, kernel : with one or more spatial dimensions
-    strides, padding, gaps : as those of `jax.lax.conv_general_dilated`, `gaps` its `rhs_dilation`
+    strides, padding, gaps : as those of `jax.lax.conv_general_dilated`, padding in numbers, gaps its `rhs_dilation`
     product : options of `jax.lax.dot_general`
 
     Returns
@@ -122,10 +122,9 @@ def _shifted(
     window: Sequence[int],
     strides: Sequence[int],
     gaps: Sequence[int],
-    padding: Padding,
+    padding: Sequence[tuple[int, int]],
 ) -> list[Array]:
     """(n, space..., channels) -> what each pixel of the window sees, (n, fewer..., channels) each."""
-    padding = explicit_padding(padding, x.shape[1:-1], window, strides, gaps)
     edges = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
     x = lax.pad(x, jnp.zeros((), x.dtype), edges)
     sizes = [
