@@ -234,6 +234,36 @@ def test_the_size_of_a_vector_is_how_far_it_has_been_from_where_it_began(rng):
         np.testing.assert_allclose(taken.rates["gain"], updates.rates["gain"], rtol=1e-3)
 
 
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_where_no_rate_is_learned_matrices_follow_too(rng, wrapped):
+    kernel = jnp.asarray(rng.normal(size=(3, 4)))
+    params = {"kernel": kernel, "start": jnp.zeros((4, 2))}
+    meta = MetaParams(params, rates=None) if wrapped else params
+    gradient = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), meta)
+    size = float(jnp.sqrt(jnp.mean(kernel**2)))
+    # So far from where they began, as the root of the mean square.
+    away = {"kernel": kernel + 3 * size * jnp.sign(kernel), "start": jnp.full((4, 2), -0.5)}
+    optimizer = make_optimizer("relative-adam", 0.2)
+
+    @jax.jit
+    def step(state, params):
+        with jax.numpy_dtype_promotion("standard"):
+            at = MetaParams(params, None) if wrapped else params
+            updates, state = optimizer.update(gradient, state, at)
+        return (updates.params if wrapped else updates), state
+
+    first, state = step(optimizer.init(meta), params)
+    found = {2: step(state, away)}
+    for count in range(3, 1601):
+        found[count] = step(found[count - 1][1], params)
+    for count, whole in {2: 1, 100: 1, 400: 1 / 2}.items():
+        for name, factor in {"kernel": 3 * whole, "start": 5 * whole}.items():
+            ratio = found[count][0][name] / first[name]
+            np.testing.assert_allclose(ratio, factor, rtol=1e-3)
+    # Never less than what it was at the start.
+    np.testing.assert_allclose(found[1600][0]["kernel"] / first["kernel"], 1, rtol=1e-3)
+
+
 def test_a_vector_that_went_nowhere_keeps_the_size_of_all_vectors():
     optimizer = make_optimizer("relative-adam", 0.2)
     meta, gradient = {"offset": jnp.zeros(3)}, {"offset": jnp.asarray([1.0, -1, 1])}

@@ -39,7 +39,7 @@ _SIZE_OF_VECTORS = 0.1
 """What starts at 0 or 1 says nothing by its size of how far it has to go."""
 _SIZE_OF_LOGARITHMS = 2 / 3
 _WHOLE_STEPS = 100
-"""Meta-steps after which the size of a vector is less and less of its distance. A share of 0.1, as in runs of 1,000
+"""Meta-steps after which a size that follows is less and less of the distance. A share of 0.1, as in runs of 1,000
 meta-steps, is then the root of their number, which is the divisor that theory has from the first step on."""
 
 
@@ -49,12 +49,14 @@ class SizesState(NamedTuple):
     Attributes
     ----------
     sizes : a number for each array
+    least : what they were at the start, and are never less than
     start : where those began whose size follows how far they go; None for the others
     farthest : how far these have been from there
     steps : taken so far
     """
 
     sizes: PyTree[Float[Array, ""]]
+    least: PyTree[Float[Array, ""]]
     start: PyTree[Array]
     farthest: PyTree[Float[Array, ""]]
     steps: Int[Array, ""]
@@ -65,7 +67,7 @@ def sizes_of(params: Params | MetaParams) -> Params | MetaParams:
     """The scale that the first steps of each array are measured by, a number for each.
 
     The root mean square of a matrix or kernel; 0.1 for vectors and scalars, such as biases, gains and offsets, and
-    for what starts at zero. How far a vector has to go is seen as it goes, see `_followed`. Learned rates are
+    for what starts at zero. How far an array has to go is seen as it goes, see `_followed`. Learned rates are
     logarithms, whose steps are relative as they are: 2/3, as a rate that moves too far upsets the whole inner loop.
     """
     if isinstance(params, MetaParams):
@@ -84,15 +86,23 @@ def _size(leaf: Array) -> Float[Array, ""]:
 
 
 def _where_it_began(params: Params | MetaParams) -> PyTree[Array]:
-    """Of vectors and scalars that are no learned rates, which are logarithms: only these have sizes that follow."""
-    if isinstance(params, MetaParams):
-        no_start = jax.tree.map(lambda leaf: None, params.rates)
-        return MetaParams(_where_it_began(params.params), no_start)
-    return jax.tree.map(lambda leaf: jnp.array(leaf) if leaf.ndim < 2 else None, params)
+    """Of the arrays whose sizes follow how far they go; None for the others.
+
+    Vectors and scalars do. Matrices and kernels do where no rate is learned: there a model has to fit itself to the
+    rate, by weights that grow until it suits them, where a rate that is learned comes to meet them. Learned rates do
+    not, as they are logarithms.
+    """
+    if not isinstance(params, MetaParams):
+        return jax.tree.map(jnp.array, params)
+    learned = jax.tree.map(lambda leaf: None, params.rates)
+    if not jax.tree.leaves(params.rates):
+        return MetaParams(_where_it_began(params.params), learned)
+    vectors = jax.tree.map(lambda leaf: jnp.array(leaf) if leaf.ndim < 2 else None, params.params)
+    return MetaParams(vectors, learned)
 
 
 def _farthest(leaf: Array, start: Array | None, before: Array | None) -> Float[Array, ""] | None:
-    """The largest distance of a vector from where it began, as the root mean square of its numbers."""
+    """The largest distance of an array from where it began, as the root mean square of its numbers."""
     if start is None or before is None:
         return None
     return jnp.maximum(before, jnp.sqrt(jnp.mean(jnp.square(leaf - start))))
@@ -102,34 +112,34 @@ def _farthest(leaf: Array, start: Array | None, before: Array | None) -> Float[A
     "ivgi2023",
     "largest distance from the start, over the root of the number of unit gradients",
     "as printed",
-    "as the size of a vector, the root from the hundredth step on",
+    "as the size of an array, the root from the hundredth step on",
 )
 def _followed(
-    size: Float[Array, ""], farthest: Float[Array, ""] | None, steps: Int[Array, ""]
+    least: Float[Array, ""], farthest: Float[Array, ""] | None, steps: Int[Array, ""]
 ) -> Float[Array, ""]:
-    """The size of a vector: how far it has been from where it began, and less of that in later steps; at least 0.1.
+    """The size of an array: how far it has been from where it began, and less of that in later steps; or `least`.
 
     An offset that has 20 to go would take 2,000 steps of a hundredth. In steps of a tenth of the way so far it takes
     some fifty. Steps of that length would not let it rest later on.
     """
     if farthest is None:
-        return size
+        return least
     share = jnp.sqrt(jnp.minimum(_WHOLE_STEPS / steps, 1)).astype(farthest.dtype)
-    return jnp.maximum(jnp.asarray(_SIZE_OF_VECTORS, farthest.dtype), share * farthest)
+    return jnp.maximum(least, share * farthest)
 
 
 def _scale_by_size() -> optax.GradientTransformation:
     def init(params) -> SizesState:
-        start = _where_it_began(params)
+        least, start = sizes_of(params), _where_it_began(params)
         nowhere = jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), start)
-        return SizesState(sizes_of(params), start, nowhere, jnp.zeros((), jnp.int32))
+        return SizesState(least, least, start, nowhere, jnp.zeros((), jnp.int32))
 
     def update(updates, state: SizesState, params=None):
         steps = state.steps + 1
         farthest = jax.tree.map(_farthest, params, state.start, state.farthest)
-        sizes = jax.tree.map(partial(_followed, steps=steps), state.sizes, farthest)
+        sizes = jax.tree.map(partial(_followed, steps=steps), state.least, farthest)
         scaled = jax.tree.map(jnp.multiply, updates, sizes)
-        return scaled, SizesState(sizes, state.start, farthest, steps)
+        return scaled, SizesState(sizes, state.least, state.start, farthest, steps)
 
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
