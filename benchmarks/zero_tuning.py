@@ -35,7 +35,7 @@ from metastep.adapt import HALVINGS
 from metastep.report.style import BLUE, GREY, VERMILLION, new_figure, render
 from metastep.tasks import TaskSplits
 from metastep.train import TrainConfig, build_learner, choose_rates, load_tasks, sweep
-from metastep.train.config import OptimizerName
+from metastep.train.config import OptimizerName, RateName
 from metastep.train.evaluate import compile_judge
 from metastep.train.learner import Learner, mean_alpha
 from metastep.train.problem import filled
@@ -67,6 +67,8 @@ class Options:
     """Outer optimiser of our side; its meta rate stays auto. auto: the default."""
     start: float | None = None
     """Where alpha starts on our side. Default: where it is measured to."""
+    rate: RateName = "auto"
+    """What becomes of alpha on our side. auto: the default."""
     clip_tasks: float | Literal["auto", "off"] = "auto"
     """How much one task may weigh on our side. auto: the default."""
     out: Path = Path("benchmarks/results")
@@ -105,8 +107,8 @@ def nothing_given(
 ) -> list[dict]:
     """metastep as `metastep train TASKS --iterations BUDGET` runs it, guard and all, once for each budget."""
     config, task_set = load(family, seed, folder, **given)
-    if start is not None:  # a rate that is given would stay
-        config = dataclasses.replace(config, alpha=start, rate="shared-meta-sgd")
+    if start is not None:  # what becomes of it is settled: `--alpha START` would stay
+        config = dataclasses.replace(config, alpha=start)
     rows = []
     for budget in budgets:
         now = dataclasses.replace(config, iterations=budget, log_every=max(1, budget // 200))
@@ -223,6 +225,7 @@ def summarise(name: str, found: dict[str, Any]) -> list[dict]:
                 "median": float(np.median(list(means.values()))), "cells": len(means),
                 "ours_over_best": float(ratios.mean()), "ci95_over_seeds": interval(ratios),
                 "seeds": len(seeds),
+                "start": float(np.exp(np.mean([np.log(row["alpha_at_start"]) for row in ours.values()]))),
                 "plain": float(np.mean([_loss({"loss": row.get("plain_loss")}) for row in ours.values()])),
                 "halved": _share_halved(list(ours.values()), FAMILIES[name].test_tasks),
                 "rehearsed": float(np.mean([row.get("rehearsed_steps", 0) for row in ours.values()])) / budget,
@@ -292,8 +295,8 @@ def draw(rows: list[dict], out: Path) -> None:
 def show(rows: list[dict]) -> None:
     """Print the table, in Markdown."""
     print(
-        "| family | meta-steps | nothing given | best cell | ratio | median cell | the best cell is | cells "
-        "| seeds | rehearsed | halved | plain steps |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
+        "| family | meta-steps | nothing given | best cell | ratio | median cell | the best cell is | our start "
+        "| cells | seeds | rehearsed | halved | plain steps |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|"
     )
     for row in rows:
         optimizer, alpha, meta_lr = row["best_cell"]
@@ -304,7 +307,8 @@ def show(rows: list[dict]) -> None:
         print(
             f"| {row['family']} | {row['budget']:,d} | {row['ours']:.4g} | {row['best']:.4g} "
             f"| **{row['ours_over_best']:.2f}**{spread} | {row['median']:.4g} "
-            f"| {optimizer}, alpha {alpha:.3g}, beta {meta_lr:g}{border} | {row['cells']} | {row['seeds']} "
+            f"| {optimizer}, alpha {alpha:.3g}, beta {meta_lr:g}{border} | {row['start']:.3g} | {row['cells']} "
+            f"| {row['seeds']} "
             f"| {row['rehearsed']:.0%} | {halved} | {plain} |"
         )
 
@@ -316,7 +320,7 @@ def renew(options: Options, name: str, found: dict[str, Any], folder: Path) -> d
     seeds = list(options.seeds or ((0,) if "omniglot" in name else (0, 1, 2)))
     began = time.monotonic()
     if options.part in ("both", "ours"):
-        given = {"optimizer": options.optimizer, "clip_tasks": options.clip_tasks}
+        given = {name: getattr(options, name) for name in ("optimizer", "clip_tasks", "rate")}
         ours = [
             row
             for seed in seeds

@@ -97,7 +97,7 @@ FAMILIES: dict[str, Family] = {
         coarse_sgd=(), test_tasks=100,
     ),
     # And these after everything else, to be unlike all of the above: see `own_problems`.
-    "clusters": Family({"tasks": Clusters}, (3e-2, 3), (100, 300, 1_000), _LONG),
+    "clusters": Family({"tasks": Clusters}, (3e-1, 30), (100, 300, 1_000), _LONG),
     "logistic": Family(
         {"tasks": Logistic, "model": linear((20,), 2, bias=True)}, (1e-1, 1e1), (100, 300, 1_000), _LONG
     ),

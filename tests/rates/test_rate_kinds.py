@@ -62,12 +62,12 @@ def test_a_new_fixed_rate_does_not_retrace():
         (LearnedRate(0.3, "layer"), {"body": (), "head": {"bias": (), "weight": ()}}),
         (LearnedRate(0.3, "parameter"), shapes(PARAMS)),
         (FactoredRate(0.3), Factored((), shapes(PARAMS))),
+        (FactoredRate(0.3, may_fall=False), Factored((), shapes(PARAMS))),
     ],
-    ids=["model", "layer", "parameter", "factored"],
+    ids=["model", "layer", "parameter", "factored", "rising"],
 )
 def test_learned_rates_start_as_given_and_fit_the_parameters(rate, expected):
     rates, state = rate.init(PARAMS)
-    assert state is None
     assert shapes(rates) == expected
     alpha = rate.alpha(MetaParams(PARAMS, rates), state)
     for leaf in jax.tree.leaves(alpha):
@@ -79,7 +79,7 @@ def test_learned_rates_start_as_given_and_fit_the_parameters(rate, expected):
 
 def test_a_shared_rate_and_factors_move_and_scale_together():
     rate = FactoredRate(0.3)
-    rates, _ = rate.init(PARAMS)
+    rates, state = rate.init(PARAMS)
     total = lambda rates: sum(  # noqa: E731
         jnp.sum(leaf**2) for leaf in jax.tree.leaves(rate.alpha(MetaParams(PARAMS, rates), None))
     )
@@ -89,9 +89,34 @@ def test_a_shared_rate_and_factors_move_and_scale_together():
         np.testing.assert_allclose(leaf, 2 * 0.3**2, rtol=1e-13)
     np.testing.assert_allclose(slope.shared, sum(jnp.sum(leaf) for leaf in own), rtol=1e-13)
     moved = Factored(rates.shared + 0.5, jax.tree.map(lambda leaf: leaf - 0.2, rates.own))
-    meta, _ = rate.scaled(MetaParams(PARAMS, moved), None, jnp.asarray(0.5))
+    meta, _ = rate.scaled(MetaParams(PARAMS, moved), state, jnp.asarray(0.5))
     for leaf in jax.tree.leaves(rate.alpha(meta, None)):
         np.testing.assert_allclose(leaf, 0.3 * np.exp(0.3) / 2, rtol=1e-13)
+
+
+@pytest.mark.parametrize(("factor", "move", "ends"), [
+    (1.0, 0.4, 0.3 * np.exp(0.4)),  # it may rise
+    (1.0, -0.4, 0.3),  # and not fall below its start
+    (0.25, -0.4, 0.3 / 4),  # which the guard lowers with it
+    (0.25, 0.4, 0.3 / 4 * np.exp(0.4)),
+])  # fmt: skip
+def test_a_shared_rate_that_may_not_fall_stays_above_its_start(factor, move, ends):
+    rate = FactoredRate(0.3, may_fall=False)
+    rates, state = rate.init(PARAMS)
+    meta, state = rate.scaled(MetaParams(PARAMS, rates), state, jnp.asarray(factor))
+    own = jax.tree.map(lambda leaf: leaf - 2.0, meta.rates.own)
+    found = rate.projected(MetaParams(PARAMS, Factored(meta.rates.shared + move, own)), state)
+    np.testing.assert_allclose(jnp.exp(found.rates.shared), ends, rtol=1e-13)
+    for leaf in jax.tree.leaves(found.rates.own):  # factors go where they like
+        np.testing.assert_allclose(leaf, -2.0, rtol=1e-13)
+    jax.tree.map(np.testing.assert_array_equal, found.params, PARAMS)
+
+
+def test_a_shared_rate_falls_where_it_may():
+    rate = FactoredRate(0.3)
+    rates, state = rate.init(PARAMS)
+    fallen = MetaParams(PARAMS, Factored(rates.shared - 0.4, rates.own))
+    assert rate.projected(fallen, state) is fallen
 
 
 @pytest.mark.parametrize("per", ["model", "layer", "parameter"])

@@ -8,7 +8,7 @@ import pytest
 
 from metastep.models import conv4, mlp
 from metastep.train import TrainConfig, build_learner, load_tasks, side_by_side
-from metastep.train.config import fill_defaults
+from metastep.train.config import default_rate, fill_defaults
 from metastep.train.state import initial_state
 from metastep.train.step import compile_advance
 
@@ -67,3 +67,34 @@ def test_a_program_serves_every_start_of_a_rate_and_nothing_else():
     # This one's start is in its program, not only in the state it begins with.
     watching = program(rate="label-free", alpha=0.01)
     assert program(rate="label-free", alpha=0.02) is not watching
+
+
+@pytest.mark.parametrize("rate", ["shared-meta-sgd", "rising-meta-sgd"])
+def test_a_shared_rate_falls_below_its_start_only_where_it_may(rate):
+    config = TrainConfig(tasks="sinusoid", hidden=(8,), tasks_per_step=8, iterations=40, rate=rate)
+    task_set = load_tasks(config)
+    resolved = fill_defaults(config, task_set.description, "mlp")
+    learner = build_learner(resolved, task_set.description, 0.05, 0.1)
+    state = initial_state(learner, jax.random.key(0), 40)
+    advance, shared = compile_advance(learner), []
+    for until in range(1, 41):
+        state = advance(task_set.splits.train, jax.random.key(1), state, until)
+        shared.append(float(np.exp(state.meta.rates.shared)))
+    if rate == "rising-meta-sgd":
+        assert min(shared) == pytest.approx(0.05, rel=1e-12)
+    else:
+        assert shared[-1] < 0.05 / 2
+    own = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.meta.rates.own)])
+    assert own.mean() < -0.1  # factors fall each by itself
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "rate"),
+    [
+        ("classification", {}, "rising-meta-sgd"), ("regression", {}, "shared-meta-sgd"),
+        ("classification", {"rate": "meta-sgd"}, "meta-sgd"), ("classification", {"alpha": 0.1}, "fixed"),
+        ("classification", {"algorithm": "reptile"}, "fixed"), ("regression", {"alpha": 0.1}, "fixed"),
+    ],
+)  # fmt: skip
+def test_what_becomes_of_alpha_depends_on_what_is_asked(kind, given, rate):
+    assert default_rate(TrainConfig(tasks="sinusoid", **given), kind) == rate

@@ -46,6 +46,11 @@ class AbstractRate(eqx.Module):
     ) -> tuple[MetaParams, RateState]:
         """Meta-parameters and state with every rate multiplied by `factor`: how the guard backs off."""
 
+    def projected(self, meta: MetaParams, state: RateState) -> MetaParams:
+        """Where an outer step to `meta` ends: at the nearest rates that are allowed."""
+        del state
+        return meta
+
 
 class FixedRate(AbstractRate):
     """The same alpha for the whole run.
@@ -149,9 +154,14 @@ class LearnedRate(AbstractRate):
 class FactoredRate(AbstractRate):
     """Rates learned with the initialisation: one of the model times a factor of each parameter (`Factored`).
 
+    Where `may_fall` is false the rate of the model never falls below where it starts, which its state then holds.
+    Early in training, lower rates are better for the model as it is, and Adam would follow them faster than the model
+    learns to make use of the rate it has. The factors may fall, each by itself.
+
     Attributes
     ----------
     start : the rate to begin with, above 0
+    may_fall : whether the rate of the model may end below `start`
 
     Raises
     ------
@@ -160,13 +170,15 @@ class FactoredRate(AbstractRate):
     """
 
     start: Float[Array, ""] = eqx.field(converter=as_array)
+    may_fall: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self) -> None:
         _check_start(self.start)
 
-    def init(self, params: Params) -> tuple[Factored, None]:
+    def init(self, params: Params) -> tuple[Factored, Array | None]:
         shared = jnp.log(self.start).astype(jnp.result_type(*jax.tree.leaves(params)))
-        return Factored(shared, jax.tree.map(jnp.zeros_like, params)), None
+        factors = jax.tree.map(jnp.zeros_like, params)
+        return Factored(shared, factors), None if self.may_fall else shared
 
     def alpha(self, meta: MetaParams, state: RateState) -> Rate:
         del state
@@ -182,4 +194,10 @@ class FactoredRate(AbstractRate):
         self, meta: MetaParams, state: RateState, factor: Array
     ) -> tuple[MetaParams, RateState]:
         rates = Factored(_times(factor, meta.rates.shared), meta.rates.own)
-        return MetaParams(meta.params, rates), state
+        return MetaParams(meta.params, rates), _times(factor, state)
+
+    def projected(self, meta: MetaParams, state: RateState) -> MetaParams:
+        if self.may_fall:
+            return meta
+        rates = Factored(jnp.maximum(meta.rates.shared, state), meta.rates.own)
+        return MetaParams(meta.params, rates)

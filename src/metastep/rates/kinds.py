@@ -31,6 +31,12 @@ RATES: dict[str, RateKind] = {
         "by the outer optimiser",
         learned=True,
     ),
+    "rising-meta-sgd": RateKind(
+        lambda start, restrict: FactoredRate(start, may_fall=False),
+        "each parameter has an alpha of its own, a shared rate that does not fall below its start times a factor, "
+        "all learned with the initialisation by the outer optimiser",
+        learned=True,
+    ),
     "meta-sgd": RateKind(
         lambda start, restrict: LearnedRate(start, "parameter"),
         "each parameter has an alpha of its own, learned with the initialisation by the outer optimiser",

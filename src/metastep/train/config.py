@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metastep._errors import InputError, check_choice, check_count, check_positive
+from metastep._types import Kind
 from metastep.metagrad import ALGORITHMS, DERIVATIVES
 from metastep.models import Model, OutputLoss
 from metastep.rates import OPTIMIZERS, RATES, SCHEDULES
@@ -30,6 +31,7 @@ OptimizerName = Literal[
 RateName = Literal[
     "auto",
     "shared-meta-sgd",
+    "rising-meta-sgd",
     "meta-sgd",
     "per-layer",
     "learned",
@@ -124,9 +126,10 @@ class TrainConfig(ProblemConfig):
     (at most 200 meta-steps)."""
     rate: RateName = "auto"
     """What becomes of alpha in training. Learned with the initialisation: shared-meta-sgd (a shared one times a
-    factor of each parameter), meta-sgd (one for each parameter), per-layer, learned (a single one). Followed by
-    measurement: label-free, label-free-max, label-aware, edge. Or fixed. auto: shared-meta-sgd where --alpha is
-    auto, fixed where it is given."""
+    factor of each parameter), rising-meta-sgd (the same, but the shared one does not fall below its start), meta-sgd
+    (one for each parameter), per-layer, learned (a single one). Followed by measurement: label-free, label-free-max,
+    label-aware, edge. Or fixed. auto: where --alpha is auto, rising-meta-sgd for class labels and shared-meta-sgd for
+    real targets; fixed where it is given."""
     meta_lr: float | Literal["auto"] = "auto"
     """Meta (outer) rate at its peak. auto: a default argued for in the report."""
     schedule: ScheduleName = "auto"
@@ -267,12 +270,17 @@ def default_steps(config: ProblemConfig, description: dict[str, Any]) -> int:
     return config.steps or (5 if description["table"] else 1)
 
 
-def default_rate(config: TrainConfig) -> str:
-    """What becomes of alpha: a given one is kept, and so is one that no meta-gradient reaches."""
+def default_rate(config: TrainConfig, kind: Kind) -> str:
+    """What becomes of alpha: a given one is kept, and so is one that no meta-gradient reaches.
+
+    A rate that is too high for a model costs squared errors by its square, and losses of class labels in proportion:
+    these have the slope of the errors, at most 1. Trained at it, a classifier makes use of it.
+    """
     if config.rate != "auto":
         return config.rate
-    learnable = config.alpha == "auto" and config.algorithm not in ("reptile", "erm")
-    return "shared-meta-sgd" if learnable else "fixed"
+    if config.alpha != "auto" or config.algorithm in ("reptile", "erm"):
+        return "fixed"
+    return "rising-meta-sgd" if kind == "classification" else "shared-meta-sgd"
 
 
 def fill_defaults(config: TrainConfig, description: dict[str, Any], model: Any) -> TrainConfig:
@@ -297,7 +305,7 @@ def fill_defaults(config: TrainConfig, description: dict[str, Any], model: Any) 
         config,
         **sizes,
         model=model,
-        rate=default_rate(config),
+        rate=default_rate(config, description["kind"]),
         optimizer=optimizer,
         schedule=_unless_auto(config.schedule, course),
         clip_tasks=_unless_auto(config.clip_tasks, OPTIMIZERS[optimizer].clip_tasks or "off"),

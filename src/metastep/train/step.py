@@ -68,6 +68,7 @@ def attempt(
             state.meta,  # pyright: ignore[reportArgumentType]
         )
         meta = optax.apply_updates(state.meta, updates)  # pyright: ignore[reportArgumentType]
+    meta = learner.rate.projected(meta, rate_state)  # pyright: ignore[reportArgumentType]
     first = state.iteration == 0
     reference = jnp.where(first, jnp.mean(outcomes.loss_before), state.reference)
     usual, left_out = state.usual_length, jnp.zeros((), int)
