@@ -30,7 +30,7 @@ from metastep.train.bounds import longest, usual_length, without_lone_failures
 from metastep.train.config import check_config, fill_defaults
 from metastep.train.state import HEALTHY, INNER_LOOP
 
-DESCRIPTION = {"images": False, "table": False}
+DESCRIPTION = {"kind": "regression", "images": False, "table": False}
 
 
 def array(*values):
