@@ -68,6 +68,10 @@ def test_a_new_fixed_rate_does_not_retrace():
 )
 def test_learned_rates_start_as_given_and_fit_the_parameters(rate, expected):
     rates, state = rate.init(PARAMS)
+    if getattr(rate, "may_fall", True):
+        assert state is None
+    else:
+        assert float(state) == pytest.approx(np.log(0.3), rel=1e-14)
     assert shapes(rates) == expected
     alpha = rate.alpha(MetaParams(PARAMS, rates), state)
     for leaf in jax.tree.leaves(alpha):
