@@ -128,7 +128,7 @@ def meta_steps(row, params, episodes):
     parts = {"features": model.features, "head": model.head} if row["head_only"] else {}
     learner = Learner(
         model, models.Objective.of(model.apply, family.kind, **parts), adapter, Exact(),
-        make_rate(row["rate"], row["alpha"], adapter.restrict), make_optimizer("adam", 1e-3),
+        make_rate(row["rate"], row["alpha"], adapter.restrict, adapter.trainable), make_optimizer("adam", 1e-3),
         tasks_per_step=row["tasks"], tasks_at_once=side_by_side(model),
     )  # fmt: skip
 

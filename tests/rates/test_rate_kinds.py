@@ -81,6 +81,32 @@ def test_learned_rates_start_as_given_and_fit_the_parameters(rate, expected):
         np.testing.assert_allclose(leaf, np.full(like.shape, 0.3), rtol=1e-14)
 
 
+def only_head(params):
+    return {"body": False, "head": jax.tree.map(lambda leaf: True, params["head"])}
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"),
+    [
+        (LearnedRate(0.3, "layer", only_head), {"body": None, "head": {"bias": (), "weight": ()}}),
+        (LearnedRate(0.3, "parameter", only_head), shapes(PARAMS) | {"body": None}),
+        (FactoredRate(0.3, adapts=only_head), Factored((), shapes(PARAMS) | {"body": None})),
+    ],
+    ids=["layer", "parameter", "factored"],
+)
+def test_arrays_that_do_not_adapt_have_no_rate_to_learn(rate, expected):
+    rates, state = rate.init(PARAMS)
+    assert shapes(rates) == expected
+    meta, state = rate.scaled(MetaParams(PARAMS, rates), state, jnp.asarray(0.5))
+    alpha = rate.alpha(meta, state)
+    stepped = scale(alpha, PARAMS)
+    np.testing.assert_array_equal(stepped["body"], np.zeros((3, 2)))
+    for leaf, like in zip(
+        *(jax.tree.leaves(tree["head"]) for tree in (stepped, PARAMS)), strict=True
+    ):
+        np.testing.assert_allclose(leaf, np.full(like.shape, 0.15), rtol=1e-14)
+
+
 def test_a_shared_rate_and_factors_move_and_scale_together():
     rate = FactoredRate(0.3)
     rates, state = rate.init(PARAMS)

@@ -1,5 +1,7 @@
 """Held-out tasks on which the trained rate is too high: judged, predicted and reported at a lower one."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,6 +143,11 @@ def test_a_task_that_no_rate_helps_is_answered_without_adaptation(trained):
         adapt_and_predict(run, huge, *task[1:])
     with pytest.raises(InputError, match="left the finite numbers"):
         adapt_and_predict(run, *task, steps=60, halvings=0)
+    rates = jnp.asarray([0.1, 0.4, 0.1])  # as learned: one for each weight, and 0.1 for the bias
+    alpha = jax.tree.map(lambda leaf: rates[: leaf.size].reshape(leaf.shape), run.params)
+    many = dataclasses.replace(run, alpha=alpha)
+    with pytest.raises(InputError, match=r"adapting at alpha = 0\.141 left the finite numbers"):
+        adapt_and_predict(many, huge, *task[1:])
 
 
 def test_validation_says_how_many_tasks_were_mended(trained):

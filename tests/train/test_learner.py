@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from metastep.models import conv4, mlp
+from metastep.rates import FactoredRate
 from metastep.train import TrainConfig, build_learner, load_tasks, side_by_side
 from metastep.train.config import default_rate, fill_defaults
+from metastep.train.learner import mean_alpha
 from metastep.train.state import initial_state
 from metastep.train.step import compile_advance
 
@@ -86,6 +88,29 @@ def test_a_shared_rate_falls_below_its_start_only_where_it_may(rate):
         assert shared[-1] < 0.05 / 2
     own = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.meta.rates.own)])
     assert own.mean() < -0.1  # factors fall each by itself
+
+
+@pytest.mark.parametrize("optimizer", ["relative-adam", "adam"])
+def test_rates_of_a_body_that_does_not_adapt_would_change_nothing(optimizer):
+    config = TrainConfig(
+        tasks="sinusoid", hidden=(8,), tasks_per_step=8, iterations=30, algorithm="anil", steps=2,
+        optimizer=optimizer, rate="shared-meta-sgd",
+    )  # fmt: skip
+    task_set = load_tasks(config)
+    learner = build_learner(
+        fill_defaults(config, task_set.description, "mlp"), task_set.description, 0.05, 0.1
+    )
+    ends = []
+    for rate in (learner.rate, FactoredRate(0.05)):
+        each = dataclasses.replace(learner, rate=rate)
+        start = initial_state(each, jax.random.key(0), 30)
+        ends.append(compile_advance(each)(task_set.splits.train, jax.random.key(1), start, 30))
+    few, all_of_them = (len(jax.tree.leaves(end.meta.rates)) for end in ends)
+    assert (few, all_of_them) == (3, 5)
+    for one, other in zip(*(jax.tree.leaves(end.meta.params) for end in ends), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+    shown = [mean_alpha(learner, end.meta, end.rate_state) for end in ends]
+    np.testing.assert_allclose(*shown, rtol=1e-9)
 
 
 @pytest.mark.parametrize(

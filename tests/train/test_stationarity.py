@@ -208,6 +208,7 @@ def test_a_run_with_learned_rates_gets_its_certificate_without_the_theorems(tmp_
     found = certify_run(load_run(RunFolder(tmp_path / "run")), num_tasks=64)
     assert found.norm < found.initial_norm
     assert found.floor is None
+    assert found.alpha == pytest.approx(1e-2, rel=0.9)
     assert "one adaptation rate, not one per layer or step" in found.reason
 
 

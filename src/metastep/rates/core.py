@@ -1,6 +1,7 @@
 """The interface of a rate: an object apart from the adapter, whose values are leaves and never retrace."""
 
 import abc
+from collections.abc import Callable
 from typing import Any, Literal
 
 import equinox as eqx
@@ -76,6 +77,26 @@ class FixedRate(AbstractRate):
         return meta, scale(factor, state)
 
 
+Mask = Callable[[Params], PyTree[bool]]
+"""Parameters -> True where the inner loop steps, which for ANIL is the head. What it leaves alone needs no rate."""
+
+
+def _learned_like(make: Callable[[Array], Array], params: Params, adapts: Mask | None) -> PyTree:
+    """What is learned for each array of parameters, None for those that the inner loop leaves alone."""
+    if adapts is None:
+        return jax.tree.map(make, params)
+    return jax.tree.map(lambda moves, leaf: make(leaf) if moves else None, adapts(params), params)
+
+
+def _rates_like(make: Callable[[Array], Array], learned: PyTree) -> PyTree[Array]:
+    """The rate of each array of parameters, 0 where there is nothing learned."""
+    return jax.tree.map(
+        lambda leaf: jnp.zeros(()) if leaf is None else make(leaf),
+        learned,
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
 class Factored(eqx.Module):
     """Logarithms of rates alpha_i = shared * own_i: what all parameters have in common, and what each has apart.
 
@@ -85,7 +106,7 @@ class Factored(eqx.Module):
     Attributes
     ----------
     shared : logarithm of the common rate
-    own : logarithm of each parameter's factor, like the parameters
+    own : logarithm of each parameter's factor, like the parameters; None for arrays that do not adapt
     """
 
     shared: Float[Array, ""]
@@ -112,6 +133,7 @@ class LearnedRate(AbstractRate):
     ----------
     start : the rate to begin with, above 0
     per : "model" for one rate, "layer" for one per array of parameters, "parameter" for Meta-SGD
+    adapts : what the inner loop steps in; None for everything. Other arrays have no rate of their own to learn
 
     Raises
     ------
@@ -121,6 +143,7 @@ class LearnedRate(AbstractRate):
 
     start: Float[Array, ""] = eqx.field(converter=as_array)
     per: Literal["model", "layer", "parameter"] = eqx.field(static=True, default="model")
+    adapts: Mask | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
         check_choice("per", self.per, ("model", "layer", "parameter"))
@@ -131,13 +154,15 @@ class LearnedRate(AbstractRate):
         if self.per == "model":
             return logarithm, None
         shape = (lambda leaf: ()) if self.per == "layer" else jnp.shape
-        return jax.tree.map(
-            lambda leaf: jnp.full(shape(leaf), logarithm.astype(leaf.dtype)), params
-        ), None
+
+        def starting(leaf: Array) -> Array:
+            return jnp.full(shape(leaf), logarithm.astype(leaf.dtype))
+
+        return _learned_like(starting, params, self.adapts), None
 
     def alpha(self, meta: MetaParams, state: RateState) -> Rate:
         del state
-        return jax.tree.map(jnp.exp, meta.rates)
+        return _rates_like(jnp.exp, meta.rates)
 
     def scaled(
         self, meta: MetaParams, state: RateState, factor: Array
@@ -162,6 +187,7 @@ class FactoredRate(AbstractRate):
     ----------
     start : the rate to begin with, above 0
     may_fall : whether the rate of the model may end below `start`
+    adapts : what the inner loop steps in; None for everything. Other arrays have no factors
 
     Raises
     ------
@@ -171,13 +197,14 @@ class FactoredRate(AbstractRate):
 
     start: Float[Array, ""] = eqx.field(converter=as_array)
     may_fall: bool = eqx.field(static=True, default=True)
+    adapts: Mask | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
         _check_start(self.start)
 
     def init(self, params: Params) -> tuple[Factored, Array | None]:
         shared = jnp.log(self.start).astype(jnp.result_type(*jax.tree.leaves(params)))
-        factors = jax.tree.map(jnp.zeros_like, params)
+        factors = _learned_like(jnp.zeros_like, params, self.adapts)
         return Factored(shared, factors), None if self.may_fall else shared
 
     def alpha(self, meta: MetaParams, state: RateState) -> Rate:
@@ -188,7 +215,7 @@ class FactoredRate(AbstractRate):
             everywhere = copies(own.size, shared.astype(own.dtype)).reshape(own.shape)
             return jnp.exp(everywhere + own)
 
-        return jax.tree.map(product, meta.rates.own)
+        return _rates_like(product, meta.rates.own)
 
     def scaled(
         self, meta: MetaParams, state: RateState, factor: Array

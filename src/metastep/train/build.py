@@ -28,7 +28,7 @@ def build_learner(
         objective=objective,
         adapter=adapter,
         meta_gradient=build_meta_gradient(config),
-        rate=make_rate(config.rate, alpha, adapter.restrict),
+        rate=make_rate(config.rate, alpha, adapter.restrict, adapter.trainable),
         optimizer=_optimizer(config.optimizer),
         meta_lr=meta_lr,
         tasks_per_step=config.tasks_per_step or 1,

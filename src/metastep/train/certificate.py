@@ -12,6 +12,7 @@ from metastep._records import to_plain
 from metastep._types import PerStep
 from metastep.rates.smoothness import SmoothnessConstants, estimate_smoothness
 from metastep.theory.citations import source
+from metastep.train.learner import mean_rate, rates_of
 from metastep.train.problem import load_tasks, split_keys, starting_parameters
 from metastep.train.stationarity import GradientNorm, compile_blocks, gradient_norm
 from metastep.train.trained import TrainedRun
@@ -48,7 +49,7 @@ class Certificate:
     initial_norm, initial_interval, initial_loss : the same at the parameters training began with
     relative : norm / initial_norm
     split : which tasks it was measured on
-    alpha : adaptation rate of F, the mean where there are several
+    alpha : adaptation rate of F; where there are several, their geometric mean over what adapts
     bias_bound, floor, iteration_bound, reason : see `TheoryBounds`
     constants : measured at the trained parameters
     """
@@ -130,7 +131,7 @@ def certify_run(
         initial_loss=initial.loss,
         relative=trained.norm / initial.norm if initial.norm > 0 else float("nan"),
         split="train",
-        alpha=float(jnp.mean(jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(rate)]))),
+        alpha=float(mean_rate(rates_of(run.learner, run.params, rate))),
         **dataclasses.asdict(bounds),
         constants=constants,
     )

@@ -123,17 +123,26 @@ def map_tasks(function: Callable, keys: PRNGKeyArray, tasks_at_once: int | None)
 
 def rates_in_force(learner: Learner, meta: MetaParams, rate_state: Any) -> Array:
     """Every rate of what adapts, as one vector."""
-    alpha = learner.rate.alpha(meta, rate_state)
+    return rates_of(learner, meta.params, learner.rate.alpha(meta, rate_state))
+
+
+def rates_of(learner: Learner, params: Params, alpha: Rate) -> Array:
+    """Every rate of what adapts in `alpha`, a prefix of `params` or one for each inner step, as one vector."""
     leaves, trainable = jax.tree.leaves(alpha), learner.adapter.trainable
-    if trainable is not None and jax.tree.structure(alpha) == jax.tree.structure(meta.params):
-        adapts = jax.tree.leaves(trainable(meta.params))
+    if trainable is not None and jax.tree.structure(alpha) == jax.tree.structure(params):
+        adapts = jax.tree.leaves(trainable(params))
         leaves = [leaf for leaf, moves in zip(leaves, adapts, strict=True) if moves]
     return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
 
 
 def mean_alpha(learner: Learner, meta: MetaParams, rate_state: Any) -> Array:
-    """One number for logs: the geometric mean over the rates of all that adapts, 0 if one of them is.
+    """One number for logs: `mean_rate` of the rates in force."""
+    return mean_rate(rates_in_force(learner, meta, rate_state))
+
+
+def mean_rate(rates: Array) -> Array:
+    """The geometric mean over the rates of all that adapts, 0 if one of them is.
 
     Rates of parameters spread over orders of magnitude, and an arithmetic mean would show the largest alone.
     """
-    return jnp.exp(jnp.mean(jnp.log(rates_in_force(learner, meta, rate_state))))
+    return rates[0] if rates.size == 1 else jnp.exp(jnp.mean(jnp.log(rates)))

@@ -19,7 +19,7 @@ from metastep.train.config import TrainConfig
 from metastep.train.evaluate import Evaluation, evaluate
 from metastep.train.examples import example_tasks
 from metastep.train.folder import RunFolder
-from metastep.train.learner import Learner
+from metastep.train.learner import Learner, mean_rate, rates_of
 from metastep.train.new_task import (
     Answer,
     TaskPredictions,
@@ -178,9 +178,10 @@ def adapt_and_predict(
     options = (steps, transductive, halvings)
     answer = jax.device_get(run.answer(run.params, rate, episode, *options))
     if not answer.finite:
+        usual = float(mean_rate(rates_of(run.learner, run.params, rate)))
         raise InputError(
-            f"adapting at alpha = {float(jnp.mean(jnp.asarray(rate))):.3g} left the finite numbers: check the "
-            f"support set for huge values, or lower --alpha"
+            f"adapting at alpha = {usual:.3g} left the finite numbers: check the support set for huge values, or "
+            f"lower --alpha"
         )
     fate = {"halvings": int(answer.halvings), "unadapted": bool(answer.unadapted)}
     if is_classification:
