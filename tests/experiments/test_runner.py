@@ -56,7 +56,7 @@ TOY = Experiment("toy", "A toy", "zou2022", Config(4), Config(40), _run, _plot, 
 
 @pytest.fixture
 def registry(monkeypatch):
-    """Two experiments instead of the real ones; the second fails."""
+    """Two experiments instead of the real ones, run in this process; the second fails."""
 
     def broken(config, seed, report):
         raise FloatingPointError("the loss exploded")
@@ -64,7 +64,27 @@ def registry(monkeypatch):
     toys = {"toy": TOY, "broken": dataclasses.replace(TOY, name="broken", run=broken)}
     monkeypatch.setattr(experiments, "names", lambda: tuple(toys))
     monkeypatch.setattr(experiments, "load", toys.__getitem__)
+    here = lambda work, names, jobs, tell: ((name, work(name, tell(name))) for name in names)  # noqa: E731
+    monkeypatch.setattr(runner, "side_by_side", here)
     return toys
+
+
+@pytest.mark.parametrize(
+    ("names", "apart"), [(["toy"], []), (["toy", "broken"], [("toy", "broken"), 1])]
+)
+def test_several_have_processes_and_memory_of_their_own_even_one_at_a_time(
+    tmp_path, registry, monkeypatch, names, apart
+):
+    seen, here = [], runner.side_by_side
+
+    def noted(work, names, jobs, tell):
+        seen.extend((tuple(names), jobs))
+        return here(work, names, jobs, tell)
+
+    monkeypatch.setattr(runner, "side_by_side", noted)
+    found = list(runner.run_experiments(names, tmp_path, jobs=1))
+    assert [record["name"] for record in found] == names
+    assert seen == apart
 
 
 def verb(capsys, *arguments):

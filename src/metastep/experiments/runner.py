@@ -33,7 +33,7 @@ def run_experiments(
     scale : "quick", "reduced" or "paper"
     seed : of everything random
     data : data root; None for METASTEP_DATA or the user cache
-    jobs : how many at a time, each in a process of its own; 1 runs them here, one after the other
+    jobs : how many at a time, each in a process of its own, so that its memory is its own too; one alone runs here
     settle : what such a process does first
     tell : name -> progress callback
 
@@ -49,9 +49,8 @@ def run_experiments(
     chosen = resolve(names)
     _check_folder(out)
     work = _Work(out, scale, seed, data)
-    if jobs == 1 or len(chosen) == 1:
-        for name in chosen:
-            yield work(name, tell(name))
+    if len(chosen) == 1:
+        yield work(chosen[0], tell(chosen[0]))
         return
     for name, record in side_by_side(dataclasses.replace(work, settle=settle), chosen, jobs, tell):
         yield work.died(name, record) if isinstance(record, Died) else record
