@@ -237,6 +237,21 @@ def test_range_is_judged_to_one_step_of_the_grid(best, verdict):
     assert verdicts(zou_fig10.EXPERIMENT, heuristic(best, 0.055)) == [verdict] * 2
 
 
+@pytest.mark.parametrize(
+    ("inside", "verdict"),
+    [
+        ([1.1, 2.2, 2.9], "holds"),  # more, more and less than the best: three seeds cannot tell
+        ([1.1, 2.1, 3.1], "does not hold"),  # more in each, and by as much
+        ([np.nan] * 3, "does not hold"),
+    ],
+)
+def test_a_rate_that_the_seeds_cannot_tell_from_the_best_is_as_good(inside, verdict):
+    records = heuristic(3, 0.055)
+    for problem in records["problems"]:
+        problem["loss"] = [[9.0, 9.0, 9.5], inside, [9.0, 9.5, 9.0], [1.0, 2.0, 3.0]]
+    assert verdicts(zou_fig10.EXPERIMENT, records) == [verdict] * 2
+
+
 def anil(online, default, alpha=1.0):
     arms = {
         name: {"accuracy": values, "loss": values, "alpha": [[alpha, alpha]] * len(values)}
