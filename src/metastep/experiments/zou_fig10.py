@@ -2,13 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -21,14 +18,14 @@ from metastep.experiments.core import (
     verdict_of,
     verdict_of_differences,
 )
-from metastep.experiments.networks import network_learner, train_at_rates
+from metastep.experiments.networks import network_learner
 from metastep.report import style
 from metastep.report.lines import Series, draw, draw_star
-from metastep.tasks import AbstractTaskFamily, Quadratic, Sinusoid, batch_of_episodes
-from metastep.train import TrainState, initial_state
-from metastep.train.state import HEALTHY
+from metastep.tasks import Quadratic, Sinusoid, TaskSplits
+from metastep.train import sweep
 
 # (name, title, hidden layers): Bernacchia's quadratic tasks, and the sinusoids of Finn et al.
+_FAMILIES = {"quadratic": Quadratic, "sinusoid": Sinusoid}
 _PROBLEMS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("quadratic", "(a) quadratic, 2-layer network", (60,)),
     ("sinusoid", "(b) sinusoid, 3-layer network", (40, 40)),
@@ -51,12 +48,21 @@ class Config:
 def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
     """Test loss at every rate, trained at that same rate, and the printed range."""
     problems = []
-    for index, (name, title, hidden) in enumerate(_PROBLEMS):
-        train_and_test = _compile(config, name, hidden)
-        losses = []
-        for one in range(seed, seed + config.seeds):
-            report(f"{name}, seed {one}", index, len(_PROBLEMS))
-            losses.append(np.asarray(train_and_test(jax.random.key(one))))
+    for name, title, hidden in _PROBLEMS:
+        found = sweep(
+            network_learner(hidden, config.tasks_per_step),
+            TaskSplits.same(_FAMILIES[name](shots=config.shots, queries=config.shots), name),
+            config.alphas,
+            (config.meta_lr,),
+            range(seed, seed + config.seeds),
+            milestones=(config.iterations,),
+            test_tasks=config.test_tasks,
+            halvings=0,
+            cells_at_once=len(config.alphas),
+            keep=report.keep(name),
+            progress=partial(report, name),
+        )
+        loss = found.test_loss[0, :, 0]  # (rates, seeds)
         size = sum(a * b + b for a, b in zip((1, *hidden), (*hidden, 1), strict=True))
         low, high = theory.heuristic_range_as_printed(
             config.iterations * config.tasks_per_step * config.shots, size, config.shots
@@ -66,38 +72,11 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
                 "name": name,
                 "title": title,
                 "parameters": size,
-                "loss": np.stack(losses, axis=1),
+                "loss": np.where(np.isfinite(loss), loss, np.nan),
                 "range": [float(low), float(high)],
             }
         )
     return {"alphas": list(config.alphas), "problems": problems}
-
-
-def _compile(config: Config, name: str, hidden: tuple[int, ...]) -> Callable[..., Array]:
-    """key -> test loss of every rate, all trained side by side from one start on the same tasks."""
-    learner = network_learner(hidden, config.tasks_per_step, meta_lr=config.meta_lr)
-    family = _family(name, config.shots)
-
-    @jax.jit
-    def train_and_test(key: PRNGKeyArray) -> Array:
-        start_key, train_key, test_key = jax.random.split(key, 3)
-        rates, start = jnp.asarray(config.alphas), initial_state(learner, start_key)
-        states = train_at_rates(learner, family, start, rates, train_key, config.iterations)
-        tests = batch_of_episodes(family, test_key, config.test_tasks)
-
-        def judge(state: TrainState, rate: Array) -> Array:
-            loss = jax.vmap(lambda episode: learner.query_loss(state.meta.params, episode, rate))
-            return jnp.where(state.failure == HEALTHY, jnp.mean(loss(tests)), jnp.nan)
-
-        return jax.vmap(judge)(states, rates)
-
-    return train_and_test
-
-
-def _family(name: str, shots: int) -> AbstractTaskFamily:
-    if name == "quadratic":
-        return Quadratic(shots=shots, queries=shots)
-    return Sinusoid(shots=shots, queries=shots)
 
 
 def _mean(problem: dict[str, Any]) -> np.ndarray:
