@@ -155,7 +155,7 @@ FAMILIES: dict[str, Family] = {
     "sinusoid, Reptile": Family(
         {"tasks": "sinusoid", "algorithm": "reptile", "steps": 5}, _SINE, (200, 600), _LONG
     ),
-    # And this when class labels had a floor; after it, the meta rate of deep networks got its limit.
+    # And this when class labels had a floor. It found a miss.
     "clusters, deep network": Family(
         {"tasks": Clusters, "hidden": (40,) * 6}, (3e-1, 30), (100, 300, 1_000), _LONG
     ),

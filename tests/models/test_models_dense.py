@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from metastep._errors import InputError
-from metastep.models import Model, conv4, linear, mlp
+from metastep.models import Model, linear, mlp
 
 
 def forward(params, x, activation):
@@ -47,22 +47,6 @@ def test_mlp_defaults_are_those_of_the_sinusoid_experiment():
     shapes = {name: layer["weight"].shape for name, layer in params.items()}
     assert shapes == {"layer1": (1, 40), "layer2": (40, 40), "head": (40, 1)}
     assert mlp((1,), 1).name == "mlp-40-40"
-
-
-def test_depth_counts_the_layers_that_multiply():
-    assert mlp((1,), 1).depth == 3
-    assert mlp((1,), 1, ()).depth == 1
-    assert linear((3,), 1).depth == 1
-    assert conv4((28, 28, 1), 5).depth == 1  # each block is normalised
-    # Outputs of ReLU layers without biases grow like the product of the sizes of as many matrices.
-    model = mlp((2,), 1, (5,) * 4)
-    params = model.init(jax.random.key(0))
-    params = {name: layer | {"bias": 0 * layer["bias"]} for name, layer in params.items()}
-    twice = jax.tree.map(lambda leaf: 2 * leaf, params)
-    x = jnp.ones((1, 2))
-    np.testing.assert_allclose(
-        model.apply(twice, x), 2**model.depth * model.apply(params, x), rtol=1e-12
-    )
 
 
 def test_weights_and_biases_are_uniform_within_one_over_root_inputs():

@@ -347,33 +347,6 @@ def test_a_short_run_takes_larger_steps_of_relative_adam_alone():
         default_meta_lr("relative-adam", 0)
 
 
-@pytest.mark.parametrize(
-    ("depth", "iterations", "factor"),
-    [
-        (1, 1_000, 1), (3, 300, 1), (3, 1_000, 1), (4, 1_000, 1),  # three layers are what the rates were found with
-        (7, 100, 1), (7, 300, 1),  # and short runs have to get somewhere
-        (6, 600, 2**0.25 / 2),  # both limits: half of the rate after 300
-        (12, 600, 2**0.25 / 2), (12, 1_200, 4**0.25 / 4),
-        (7, 3_000, 10**0.25 * 3 / 7), (7, 100_000, 1),  # long ones have lower rates anyway
-    ],
-)  # fmt: skip
-def test_the_shares_of_many_layers_together_stay_below_those_of_three(depth, iterations, factor):
-    usual, why = default_meta_lr("relative-adam", iterations)
-    value, reason = default_meta_lr("relative-adam", iterations, depth)
-    assert value == pytest.approx(usual * factor, rel=1e-12)
-    assert (reason == why) == (factor == 1)
-    if factor != 1:
-        assert f"as {depth} layers follow one another" in reason
-    assert default_meta_lr("normalised-adam", iterations, depth) == default_meta_lr(
-        "normalised-adam"
-    )
-
-
-def test_there_is_no_depth_of_zero():
-    with pytest.raises(InputError, match="depth is 0"):
-        default_meta_lr("relative-adam", 1_000, 0)
-
-
 @pytest.mark.parametrize("function", [default_meta_lr, lambda name: make_optimizer(name, 0.1)])
 def test_unknown_optimisers_are_refused(function):
     with pytest.raises(InputError) as caught:

@@ -255,7 +255,6 @@ def test_an_equinox_module_is_a_model(rng):
     x = jnp.asarray(rng.normal(size=(5, 2)))
     expected = jax.vmap(eqx.nn.MLP(2, 1, 8, 2, key=jax.random.key(1)))(x)
     np.testing.assert_array_equal(model.apply(params, x), expected)
-    assert model.depth == 3
     learner = build_learner(
         TrainConfig(tasks=Lines, model=model, rate="shared-meta-sgd", optimizer="relative-adam"),
         load_tasks(TrainConfig(tasks=Lines)).description,

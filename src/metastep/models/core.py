@@ -32,9 +32,6 @@ class Model:
     name : shown in reports
     head : (params, features) -> outputs, from what `features` gives: ANIL then computes the features of a task once,
         and not at every inner step
-    depth : matrices or kernels that multiply one another on the way from inputs to outputs, with nothing between that
-        brings outputs back to size, such as a normalisation, and no way around: the more there are, the less each may
-        change in a step. 1 where that is not known
 
     Examples
     --------
@@ -49,7 +46,6 @@ class Model:
     task_mapping: Literal["vmap", "sequential"] = "vmap"
     name: str = "model"
     head: Callable[[Params, Array], Array] | None = None
-    depth: int = 1
 
 
 def head_named(name: str) -> Callable[[Params], PyTree[bool]]:

@@ -99,4 +99,4 @@ def mlp(
         return apply_dense(params["head"], x)
 
     name = "mlp-" + "-".join(map(str, hidden))
-    return Model(init, apply, head_named("head"), name=name, depth=len(names))
+    return Model(init, apply, head_named("head"), name=name)

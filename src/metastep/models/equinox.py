@@ -17,8 +17,7 @@ def from_equinox(make: Callable[[PRNGKeyArray], Callable[[Array], Array]], **mor
     Parameters
     ----------
     make : key -> module, which takes one example and gives (outputs,), as Equinox's layers do
-    more : other attributes of `Model`, such as `is_head`, `task_mapping` or `name`; the depth of an `equinox.nn.MLP`
-        is known
+    more : other attributes of `Model`, such as `is_head`, `task_mapping` or `name`
 
     Modules that keep a state between calls, as `equinox.nn.BatchNorm` does, do not fit: a model is a pure function.
 
@@ -28,10 +27,7 @@ def from_equinox(make: Callable[[PRNGKeyArray], Callable[[Array], Array]], **mor
     >>> model = from_equinox(lambda key: eqx.nn.MLP(1, 1, 40, 2, key=key), name="eqx-mlp")
     """
     # What is no parameter, such as activations and sizes, is the same whatever the key.
-    module = make(jax.random.key(0))
-    rest = eqx.partition(module, eqx.is_inexact_array)[1]
-    if isinstance(module, eqx.nn.MLP):
-        more = {"depth": module.depth + 1} | more
+    rest = eqx.partition(make(jax.random.key(0)), eqx.is_inexact_array)[1]
 
     def init(key: PRNGKeyArray) -> Params:
         return eqx.filter(make(key), eqx.is_inexact_array)

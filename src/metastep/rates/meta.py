@@ -185,10 +185,6 @@ class OuterOptimizer:
     sized: bool = False
     clip_tasks: float | None = None
 
-    def meta_lr_of(self, iterations: int) -> float:
-        """The meta rate that `auto` stands for in a run of so many meta-steps of a model of usual depth."""
-        return self.meta_lr * (iterations / _USUAL_LENGTH) ** self.power
-
 
 def _like_adam(build: Callable, meta_lr: float, reason: str, **more: Any) -> OuterOptimizer:
     # optax's Adam averages gradients where its momentum adds them up.
@@ -256,49 +252,18 @@ OPTIMIZERS: dict[str, OuterOptimizer] = {
 _WARM_UP = 0.05
 """Share of a run over which a decaying rate rises from 0: moments and learned alphas settle first."""
 _USUAL_LENGTH = 1_000
-_USUAL_DEPTH, _SHORT = 3, 300
-"""Layers of the networks that the rates were found with; and a run that takes all its steps to get anywhere."""
 _COOL_DOWN = 0.2
 """Share of a run, at its end, over which "wsd" falls to 0, and "until-flat" at the latest."""
 
 
 @source("li2026", "peak rate as a power of the horizon", "as printed", "the power found by trying")
-@source(
-    "bernstein2020", "deep relative trust", "corrected", "as a limit for runs that are not short"
-)
-def default_meta_lr(
-    optimizer: str, iterations: int | None = None, depth: int = 1
-) -> tuple[float, str]:
-    """The meta rate `auto` stands for, and why.
-
-    Steps that are shares of the size of an array multiply from layer to layer where nothing brings outputs back to
-    size. There the shares of all layers together stay below those of three layers in a run of 300 meta-steps. In
-    shorter runs, and a while beyond, models have to go far in few steps, and no limit was found to help.
-
-    Parameters
-    ----------
-    optimizer : a name in `OPTIMIZERS`
-    iterations : meta-steps of the run; None, where that is not known, for 1,000
-    depth : of the model, see `Model`
-
-    Raises
-    ------
-    InputError
-        For an unknown optimiser, and for counts below 1.
-    """
+def default_meta_lr(optimizer: str, iterations: int | None = None) -> tuple[float, str]:
+    """The meta rate `auto` stands for in a run of so many meta-steps (1,000 where that is not known), and why."""
     check_choice("optimizer", optimizer, OPTIMIZERS)
     iterations = _USUAL_LENGTH if iterations is None else iterations
     check_count("iterations", iterations)
-    check_count("depth", depth)
     known = OPTIMIZERS[optimizer]
-    value = known.meta_lr_of(iterations)
-    limit = known.meta_lr_of(_SHORT) * max(_USUAL_DEPTH / depth, _SHORT / iterations)
-    if not known.sized or value <= limit:
-        return value, known.reason
-    return limit, (
-        f"{known.reason}; {limit:.2g} instead of {value:.2g}, as {depth} layers follow one another with nothing "
-        "between that brings their outputs back to size"
-    )
+    return known.meta_lr * (iterations / _USUAL_LENGTH) ** known.power, known.reason
 
 
 def make_optimizer(name: str, meta_lr: float) -> optax.GradientTransformation:

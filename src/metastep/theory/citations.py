@@ -70,12 +70,6 @@ BIBLIOGRAPHY: dict[str, str] = {
   eprint        = {2602.06797},
   archiveprefix = {arXiv}
 }""",
-    "bernstein2020": """@inproceedings{bernstein2020distance,
-  title     = {On the Distance between Two Neural Networks and the Stability of Learning},
-  author    = {Bernstein, Jeremy and Vahdat, Arash and Yue, Yisong and Liu, Ming-Yu},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year      = {2020}
-}""",
     "cutkosky2020": """@inproceedings{cutkosky2020momentum,
   title     = {Momentum Improves Normalized {SGD}},
   author    = {Cutkosky, Ashok and Mehta, Harsh},

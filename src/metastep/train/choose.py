@@ -113,11 +113,11 @@ def _after_rehearsals(config: TrainConfig, rehearsals: Rehearsals, reason: str) 
 
 def choose_meta_lr(config: TrainConfig, task_set: TaskSet, alpha: float) -> tuple[float, str]:
     """The meta rate of a run and why: given, a share of its stability edge, or the default of the optimiser."""
-    model = build_model(config, task_set.description)
-    known = _meta_lr_unmeasured(config, model.depth)
+    known = _meta_lr_unmeasured(config)
     if known is not None:
         return known
     keys = split_keys(config.seed)
+    model = build_model(config, task_set.description)
     objective, adapter = build_inner_loop(config, model, task_set.description)
     steps = 0 if config.algorithm == "erm" else adapter.steps
     adapter = GradientAdapter(steps, adapter.trainable)
@@ -144,10 +144,10 @@ def choose_meta_lr(config: TrainConfig, task_set: TaskSet, alpha: float) -> tupl
     )
 
 
-def _meta_lr_unmeasured(config: TrainConfig, depth: int) -> tuple[float, str] | None:
-    """The meta rate and why, where it is given or depends on the optimiser, the length and the model's depth."""
+def _meta_lr_unmeasured(config: TrainConfig) -> tuple[float, str] | None:
+    """The meta rate and why, where it is given or depends on the optimiser alone."""
     if config.meta_lr != "auto":
         return config.meta_lr, "given by the user"
     if config.optimizer not in SHARE_OF_EDGE or config.algorithm == "reptile":
-        return default_meta_lr(config.optimizer, config.iterations, depth)
+        return default_meta_lr(config.optimizer, config.iterations)
     return None
