@@ -49,8 +49,8 @@ one self-contained page. The scale `quick` takes seconds each; `paper` takes the
 `reduced` the same, but fewer meta-steps, tasks, ways or arms where those would take a day. With `--json` the
 results come as one JSON object on stdout. The exit status is 1 if an experiment failed; one whose data are missing
 counts as not run. Experiments that take hours save what they have once a minute; the same command goes on from
-there after a kill, and ends with the same numbers. Quick ones run several at a time, one for each core, in processes
-of their own; `--jobs` says how many, at every scale.
+there after a kill, and ends with the same numbers. Several run in processes of their own, so that the memory of
+each is its own: quick ones as many at a time as there are cores, others one, unless `--jobs` says how many.
 
 Processor seconds do not depend on what else a machine is doing; those of `quick` are mostly compilation, which
 it does with little optimisation.
