@@ -24,8 +24,8 @@ from metastep.report.lines import Series, draw, draw_star
 from metastep.tasks import Quadratic, Sinusoid, TaskSplits
 from metastep.train import sweep
 
-# (name, title, hidden layers): Bernacchia's quadratic tasks, and the sinusoids of Finn et al.
 _FAMILIES = {"quadratic": Quadratic, "sinusoid": Sinusoid}
+# (name, title, hidden layers): Bernacchia's quadratic tasks, and the sinusoids of Finn et al.
 _PROBLEMS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("quadratic", "(a) quadratic, 2-layer network", (60,)),
     ("sinusoid", "(b) sinusoid, 3-layer network", (40, 40)),
