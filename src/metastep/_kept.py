@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.core import Tracer
 from jaxlib import xla_client
 
+from metastep._compiler import TunedJit, compiler_options, is_traced
 from metastep._spelled import PACKAGES, UnspellableError, spelled
 
 # Old versions of our code and of other packages leave programs behind. This is room for a hundred starts.
@@ -100,7 +100,7 @@ _NAME = re.compile(r"[0-9a-f]+-[0-9a-f]+\.program")
 
 
 def kept_jit(function: Callable) -> Any:
-    """`jax.jit(function)` for arrays, whose programs are kept where `keep_programs` says.
+    """`TunedJit(function)`, whose programs are kept where `keep_programs` says.
 
     A program serves again if function and arguments are spelled the same (`spelled`; of arguments, types and shapes
     count), and the sources of metastep, versions of packages, settings of JAX and XLA and the device are the same.
@@ -112,7 +112,7 @@ def kept_jit(function: Callable) -> Any:
 
 class _Kept:
     def __init__(self, function: Callable):
-        self.function, self.jitted = function, jax.jit(function)
+        self.function, self.jitted = function, TunedJit(function)
         self.programs: dict[Any, Any] = {}
 
     def __call__(self, *arguments: Any) -> Any:
@@ -123,9 +123,9 @@ class _Kept:
         return self._program(arguments).lower(*arguments)
 
     def _program(self, arguments: tuple) -> Any:
-        leaves, structure = jax.tree.flatten(arguments)
-        if not _FOLDER or any(isinstance(leaf, Tracer) for leaf in leaves):
+        if not _FOLDER or is_traced():
             return self.jitted
+        leaves, structure = jax.tree.flatten(arguments)
         types = structure, tuple(map(_type_of, leaves))
         if types not in self.programs:
             self.programs[types] = self._get(arguments) or self.jitted
@@ -204,7 +204,7 @@ def _read(path: Path) -> _Program | None:
         return None
 
 
-def _write(path: Path, jitted: Any, arguments: tuple) -> _Program | None:
+def _write(path: Path, jitted: TunedJit, arguments: tuple) -> _Program | None:
     """Compile a program and keep it if that is possible; its file is there whole or not at all."""
     from jax.experimental import serialize_executable
 
@@ -212,13 +212,13 @@ def _write(path: Path, jitted: Any, arguments: tuple) -> _Program | None:
     given = []
 
     def flat(*leaves: Any) -> list[Any]:
-        results, structure = jax.tree.flatten(jitted(*jax.tree.unflatten(taken, leaves)))
+        results, structure = jax.tree.flatten(jitted.within(*jax.tree.unflatten(taken, leaves)))
         given[:] = [structure]
         return results
 
     # What JAX's own cache read cannot be written again (XLA forgets functions of it), and by this name it has none.
-    flat.__name__ = f"{getattr(jitted, '__name__', 'flat')}_{secrets.token_hex(8)}"
-    lowered = jax.jit(flat).lower(*map(_shape_of, leaves))
+    flat.__name__ = f"{getattr(jitted.function, '__name__', 'flat')}_{secrets.token_hex(8)}"
+    lowered = jax.jit(flat, compiler_options=compiler_options()).lower(*map(_shape_of, leaves))
     called = _called(lowered)
     if not all(name.startswith(_LAPACK) for name in called):
         return None

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from metastep._compiler import TunedJit
 from metastep._errors import InputError, check_count
 from metastep._records import Estimate
 from metastep._types import Episode, Params, Rate
@@ -171,7 +172,7 @@ def compile_judge(
         shared = (params, alpha, family)
         return map_over_devices(learner.mesh, one, shared, keys, learner.tasks_at_once)
 
-    return jax.jit(judge)
+    return TunedJit(judge)
 
 
 def evaluate(

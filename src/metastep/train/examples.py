@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from metastep._compiler import TunedJit
 from metastep._types import Episode, Params, Rate
 from metastep.adapt import HALVINGS
 from metastep.tasks import AbstractTaskFamily, FewShot, batch_of_episodes
@@ -30,7 +31,7 @@ def example_tasks(
     if is_curve:
         family = dataclasses.replace(family, queries=_CURVE_POINTS)
 
-    @jax.jit
+    @TunedJit
     def compute(params: Params, alpha: Rate, family: AbstractTaskFamily, key: PRNGKeyArray):
         episodes = batch_of_episodes(family, key, _NUM_TASKS)
 

@@ -5,11 +5,11 @@ import functools
 from collections.abc import Callable
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from metastep._compiler import TunedJit
 from metastep._errors import InputError
 from metastep._trees import all_finite
 from metastep._types import Batch, Episode, Params, Rate
@@ -76,7 +76,7 @@ def _answer(
 
 def compile_answer(learner: Learner) -> Callable[..., Answer]:
     """(params, alpha, episode, steps, transductive, halvings) -> `Answer`, compiled."""
-    return jax.jit(functools.partial(_answer, learner), static_argnums=(3, 4, 5))
+    return TunedJit(functools.partial(_answer, learner), static_argnums=(3, 4, 5))
 
 
 def check_classes(support_y: np.ndarray, classes: int) -> None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
+from metastep._compiler import TunedJit
 from metastep._errors import check_count, check_positive
 from metastep._types import Params
 from metastep.rates import FixedRate, make_optimizer
@@ -214,7 +215,7 @@ def _betas(edge: float, meta_lr: float, count: int) -> tuple[float, ...]:
 def _loss_without_adaptation(
     learner: Learner, splits: TaskSplits, start: Params, key: PRNGKeyArray, num_tasks: int = 128
 ) -> float:
-    @jax.jit
+    @TunedJit
     def compute(family, params: Params) -> Array:
         def one(task_key: PRNGKeyArray) -> Array:
             return learner.objective(params, family.sample(task_key).query)

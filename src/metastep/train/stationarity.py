@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
+from metastep._compiler import TunedJit
 from metastep._errors import InputError, check_count
 from metastep._types import Params, Rate
 from metastep.metagrad import JointTraining
@@ -110,7 +111,7 @@ def compile_blocks(learner: Learner) -> CompiledBlocks:
             return learner.query_loss(params, episode, alpha)
         return learner.objective(params, episode.query)
 
-    @jax.jit
+    @TunedJit
     def measure(params, alpha, family, keys):
         def of_block(block: PRNGKeyArray):
             one = lambda key: jax.value_and_grad(task_loss)(params, alpha, family, key)  # noqa: E731

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
+from metastep._compiler import TunedJit
 from metastep._errors import InputError, check_count, check_positive
 from metastep._records import Z95, read_json, to_plain, write_json
 from metastep.adapt import HALVINGS
@@ -186,7 +187,7 @@ def _stack(states: list[TrainState]) -> TrainState:
 def _compile(learner: Learner, splits: TaskSplits, width: int):
     """(states, keys, until) -> states, with `width` trainings side by side."""
 
-    @jax.jit
+    @TunedJit
     def run(family, states: TrainState, keys: PRNGKeyArray, until: Array) -> TrainState:
         def one(cell: tuple[TrainState, PRNGKeyArray]) -> TrainState:
             return advance(learner, family, cell[1], cell[0], until)
@@ -202,7 +203,7 @@ def _compile_test(learner: Learner, splits: TaskSplits, num_tasks: int, halvings
         return lambda states, keys: (jnp.full(len(keys), jnp.nan),) * 5
     judge = compile_judge(learner, learner.adapter.steps, num_tasks, halvings=halvings)
 
-    @jax.jit
+    @TunedJit
     def test(family, states: TrainState, keys: PRNGKeyArray) -> tuple[Array, ...]:
         def one(cell: tuple[TrainState, PRNGKeyArray]) -> tuple[Array, ...]:
             state, key = cell

@@ -1,0 +1,78 @@
+"""What XLA is asked for when it compiles our programs on a CPU: as much speed, in less time."""
+
+import os
+from collections.abc import Callable
+from functools import cache, cached_property
+from typing import Any
+
+import jax
+from jax.extend.core import get_opaque_trace_state
+
+# Compiling is most of a first start. The newer way of writing loops takes half as long again as the older one, and a
+# third level of optimisation as long again as a second; programs of ours are no faster for either (docs/speed.md).
+ON_CPU = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 2}
+
+
+def compiler_options() -> dict[str, Any]:
+    """For `jax.jit`: nothing on accelerators, and nothing that somebody has already decided or XLA does not know.
+
+    `XLA_FLAGS` and JAX's own `jax_disable_most_optimizations` win.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    said = os.environ.get("XLA_FLAGS", "")
+    if jax.config.read("jax_disable_most_optimizations"):
+        said += "xla_backend_optimization_level"
+    return {name: value for name, value in ON_CPU.items() if name not in said and _known(name)}
+
+
+@cache
+def _known(name: str) -> bool:
+    """Whether this XLA has an option of that name: options come and go, and it refuses what it does not know."""
+    try:
+        jax.jit(lambda: 0, compiler_options={name: ON_CPU[name]}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+class TunedJit:
+    """`jax.jit(function)` for arrays, compiled with `compiler_options`.
+
+    Within another program, which is compiled as a whole, and in transformations it is `jax.jit` as usual.
+
+    Attributes
+    ----------
+    function : what is compiled
+    within : the same without options, which JAX takes for a whole program only
+    """
+
+    def __init__(self, function: Callable, **how: Any):
+        self.function, self._how = function, how
+        self.within = jax.jit(function, **how)
+
+    @cached_property
+    def _alone(self) -> Any:
+        options = compiler_options()
+        if not options:
+            return self.within
+        return jax.jit(self.function, compiler_options=options, **self._how)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._program()(*arguments)
+
+    def lower(self, *arguments: Any) -> Any:
+        """As that of a jitted function."""
+        return self._program().lower(*arguments)
+
+    def _program(self) -> Any:
+        return self.within if is_traced() else self._alone
+
+
+with jax.ensure_compile_time_eval():  # as nothing is traced here, wherever this is imported
+    _UNTRACED = get_opaque_trace_state()
+
+
+def is_traced() -> bool:
+    """Whether what is computed here and now becomes part of a program or of a derivative."""
+    return get_opaque_trace_state() != _UNTRACED
