@@ -2,9 +2,10 @@
 
     taskset -c 0 python benchmarks/compiling.py [--families sinusoid ...] [--rounds 9]
 
-The program of a run with nothing given is compiled as XLA does by itself, with each of the options that metastep sets
-(`metastep._compiler`), and with both. Then the programs take turns, for about half a second each; medians over the
-rounds, in seconds of the processor. Omniglot needs METASTEP_DATA.
+The program of a run with nothing given is compiled as XLA does by itself, with the option that metastep sets
+(`metastep._compiler`), with less optimisation still, and with loops written the older way. Then the programs take
+turns, for about half a second each; medians over the rounds, in seconds of the processor. Omniglot needs
+METASTEP_DATA.
 """
 
 import dataclasses
@@ -28,12 +29,11 @@ from zero_tuning import load
 from zero_tuning_families import FAMILIES
 
 _SECONDS = 0.5
-_FUSION, _LEVEL = ({name: value} for name, value in ON_CPU.items())
 CHOICES: dict[str, dict[str, Any]] = {
     "XLA's own": {},
-    "older fusion": _FUSION,
-    "level 2": _LEVEL,
-    "both": ON_CPU,
+    "level 2": ON_CPU,
+    "level 1": {"xla_backend_optimization_level": 1},
+    "older fusion": {"xla_cpu_use_fusion_emitters": False},
 }
 
 

@@ -1,4 +1,4 @@
-"""What XLA is asked for when it compiles our programs on a CPU: as much speed, in less time."""
+"""What XLA is asked for when it compiles our programs on a CPU: the same speed, in less time."""
 
 import os
 from collections.abc import Callable
@@ -8,9 +8,9 @@ from typing import Any
 import jax
 from jax.extend.core import get_opaque_trace_state
 
-# Compiling is most of a first start. The newer way of writing loops takes half as long again as the older one, and a
-# third level of optimisation as long again as a second; programs of ours are no faster for either (docs/speed.md).
-ON_CPU = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 2}
+# Compiling is most of a first start, and a good part of it goes to a last level of optimisation that makes no program
+# of ours faster (docs/speed.md, benchmarks/compiling.py).
+ON_CPU = {"xla_backend_optimization_level": 2}
 
 
 def compiler_options() -> dict[str, Any]:
