@@ -1,4 +1,4 @@
-"""Tasks written after tasks were bounded: functions of several kinds, and many inputs of which few matter."""
+"""Tasks written after tasks were bounded: functions of several kinds, many inputs of which few matter, and arms."""
 
 import equinox as eqx
 import jax
@@ -54,3 +54,25 @@ class Sparse(AbstractTaskFamily):
         x = _NORMAL(input_key, (2 * self.shots, 40))
         y = (x[:, which] @ weights + x[:, which[0]] * x[:, which[1]])[:, None]
         return split(x, y + 0.5 * _NORMAL(noise_key, y.shape), self.shots)
+
+
+class Arms(AbstractTaskFamily):
+    """Where an arm with two links points to, by its two angles; lengths of the links and where angles begin differ.
+
+    `turn` is a radian and `reach` 25 cm in the units that the data are in: 57.3 for degrees, 25 for centimetres.
+    """
+
+    kind = "regression"
+    input_shape = (2,)
+    output_size = 2
+    turn: float = eqx.field(converter=jnp.asarray, default=1.0)
+    reach: float = eqx.field(converter=jnp.asarray, default=1.0)
+
+    def sample(self, key: PRNGKeyArray) -> Episode:
+        link_key, begin_key, angle_key = jax.random.split(key, 3)
+        first, second = self.reach * _UNIFORM(link_key, (2,), minval=0.4, maxval=1.6)
+        begin = _UNIFORM(begin_key, (2,), minval=-0.6, maxval=0.6)
+        angles = _UNIFORM(angle_key, (25, 2), minval=-jnp.pi / 2, maxval=jnp.pi / 2)
+        turned = jnp.cumsum(angles + begin, axis=1)
+        x, y = (first * f(turned[:, 0]) + second * f(turned[:, 1]) for f in (jnp.cos, jnp.sin))
+        return split(self.turn * angles, jnp.stack([x, y], axis=1), 10)

@@ -1,11 +1,11 @@
 """What inputs and labels cost that nobody has brought to zero mean and unit variance.
 
-    python benchmarks/raw_units.py [--iterations 1000] [--seeds 0 1 2] [--out benchmarks/results]
+    python benchmarks/raw_units.py [--iterations 1000] [--cases ...] [--seeds 0 1 2] [--out benchmarks/results]
 
-The same tasks (`Weather`) with their three inputs, or their labels, moved and stretched in different ways, each
-learned with nothing given: as they are (`--no-standardise`), and by default, where a model of the library meets
-those that stand out. Losses are given in units of the labels before they were stretched, so whatever they
-differ by is the price of how the numbers come. Writes raw_units.json and prints a table.
+The same tasks with their inputs, or their labels, moved and stretched in different ways (`Weather`, and `Arms`, which
+need more of a network), each learned with nothing given: as they are (`--no-standardise`), and by default, where a
+model of the library meets those that stand out. Losses are given in units of the labels before they were stretched,
+so whatever they differ by is the price of how the numbers come. Writes raw_units.json and prints a table.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import numpy as np
 import tyro
 
 from awkward_problems import Weather
+from later_problems import Arms
 from metastep._records import write_json
 from zero_tuning import nothing_given
 from zero_tuning_families import Family
@@ -26,7 +27,8 @@ def moved(mean=0.0, spread=1.0, one_spread=1.0, **labels) -> Weather:
     return Weather(usual=(mean,) * 3, spread=(spread, spread, spread * one_spread), **labels)
 
 
-CASES = {
+_ARMS = "arms, angles in radians, lengths in 25 cm"
+CASES: dict[str, Weather | Arms] = {
     "zero means, unit variances": moved(),
     "inputs with means of 1 standard deviation": moved(1.0),
     "means of 3": moved(3.0),
@@ -46,8 +48,20 @@ CASES = {
     "a mean of 100": moved(label_mean=100 * 2.1),
     "labels 0.01 times as wide": moved(label_spread=0.01),
     "labels 100 times as wide": moved(label_spread=100.0),
+    _ARMS: Arms(),
+    "angles 0.1 times as wide": Arms(turn=0.1),
+    "angles 0.3 times": Arms(turn=0.3),
+    "angles 3 times": Arms(turn=3.0),
+    "angles 10 times": Arms(turn=10.0),
+    "angles in degrees": Arms(turn=57.3),
+    "lengths 0.1 times as wide": Arms(reach=0.1),
+    "lengths 0.3 times": Arms(reach=0.3),
+    "lengths 3 times": Arms(reach=3.0),
+    "lengths 10 times": Arms(reach=10.0),
+    "lengths in centimetres": Arms(reach=25.0),
+    "lengths in centimetres, angles in degrees": Arms(turn=57.3, reach=25.0),
 }
-"""The labels have a standard deviation of 2.1 to begin with."""
+"""The labels have a standard deviation of 2.1 to begin with, and of 1.1 with arms, whose angles have one of 0.9."""
 
 
 @dataclasses.dataclass
@@ -56,17 +70,19 @@ class Options:
 
     iterations: int = 1_000
     """Meta-steps."""
+    cases: tuple[str, ...] = tuple(CASES)
+    """By name; the first of all, and of arms, are what the others are held against."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the runs."""
     out: Path = Path("benchmarks/results")
     """Where the JSON goes."""
 
 
-def losses(tasks: Weather, standardise: bool, options: Options, folder: Path) -> list[float]:
+def losses(tasks: Weather | Arms, standardise: bool, options: Options, folder: Path) -> list[float]:
     """Held-out losses after adaptation, one for each seed; infinite where a run failed."""
     family = Family({"tasks": tasks, "standardise": standardise}, (0, 0), (), (0, 0, 0))
     rows = (nothing_given(family, (options.iterations,), seed, folder)[0] for seed in options.seeds)
-    unit = float(tasks.label_spread) ** 2
+    unit = float(tasks.reach if isinstance(tasks, Arms) else tasks.label_spread) ** 2
     return [np.inf if row["loss"] is None else row["loss"] / unit for row in rows]
 
 
@@ -75,14 +91,18 @@ def main() -> None:
     options = tyro.cli(Options)
     raw: dict[str, list[float]] = {}
     met: dict[str, list[float]] = {}
-    print("| | as they are | times the first | met by the model |\n|---|---|---|---|")
+    print("| | as they are | times those at 1 | met by the model |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        for name, tasks in CASES.items():
+        for name in options.cases:
+            tasks = CASES[name]
             raw[name] = losses(tasks, False, options, Path(folder))
             met[name] = losses(tasks, True, options, Path(folder))
-            mean, first = np.mean(raw[name]), np.mean(next(iter(raw.values())))
+            mean, first = (
+                np.mean(raw[name]),
+                np.mean(raw[_ARMS if _ARMS in raw else options.cases[0]]),
+            )
             print(
-                f"| {name} | {mean:.3f} | {mean / first:.1f} | {np.mean(met[name]):.3f} |",
+                f"| {name} | {mean:.3g} | {mean / first:.2f} | {np.mean(met[name]):.3g} |",
                 flush=True,
             )
     record = {"iterations": options.iterations, "loss_as_they_are": raw, "loss_met": met}

@@ -16,7 +16,7 @@ from awkward_problems import (
     huber,
     recurrent,
 )
-from later_problems import Modes, Sparse
+from later_problems import Arms, Modes, Sparse
 from metastep.models import linear, mlp
 from metastep.tasks import MixedLinear, Quadratic, Sinusoid
 from own_problems import (
@@ -159,4 +159,6 @@ FAMILIES: dict[str, Family] = {
     "clusters, deep network": Family(
         {"tasks": Clusters, "hidden": (40,) * 6}, (3e-1, 30), (100, 300, 1_000), _LONG
     ),
+    # It found that widths matter, which models now meet from three times on.
+    "arms": Family({"tasks": Arms(reach=25.0)}, (1e-5, 1e-3), (100, 300, 1_000), _LONG),
 }  # fmt: skip
