@@ -8,8 +8,9 @@ from typing import Any
 import jax
 from jax.extend.core import get_opaque_trace_state
 
-# Compiling is most of a first start, and a good part of it goes to a last level of optimisation that makes no program
-# of ours faster (docs/speed.md, benchmarks/compiling.py).
+# Compiling is most of a first start, and a good part of it goes to a last level of optimisation. Programs of dense
+# models are as fast without; those of convolutional ones are 4 % slower, which is a matter of those that run for
+# minutes (docs/speed.md, benchmarks/compiling.py).
 ON_CPU = {"xla_backend_optimization_level": 2}
 
 
@@ -47,14 +48,18 @@ class TunedJit:
     within : the same without options, which JAX takes for a whole program only
     """
 
-    def __init__(self, function: Callable, **how: Any):
-        self.function, self._how = function, how
+    def __init__(self, function: Callable, *, long_running: bool = False, **how: Any):
+        """Those that are `long_running` are compiled as XLA does by itself; `how` is for `jax.jit`."""
+        self.function, self._long_running, self._how = function, long_running, how
         self.within = jax.jit(function, **how)
+
+    def options(self) -> dict[str, Any]:
+        """What it is compiled with where it is a whole program."""
+        return {} if self._long_running else compiler_options()
 
     @cached_property
     def _alone(self) -> Any:
-        options = compiler_options()
-        if not options:
+        if not (options := self.options()):
             return self.within
         return jax.jit(self.function, compiler_options=options, **self._how)
 

@@ -25,7 +25,7 @@ from typing import Any
 import jax
 from jaxlib import xla_client
 
-from metastep._compiler import TunedJit, compiler_options, is_traced
+from metastep._compiler import TunedJit, is_traced
 from metastep._spelled import PACKAGES, UnspellableError, spelled
 
 # Old versions of our code and of other packages leave programs behind. This is room for a hundred starts.
@@ -99,20 +99,20 @@ _START = _Start()
 _NAME = re.compile(r"[0-9a-f]+-[0-9a-f]+\.program")
 
 
-def kept_jit(function: Callable) -> Any:
-    """`TunedJit(function)`, whose programs are kept where `keep_programs` says.
+def kept_jit(function: Callable, *, long_running: bool = False) -> Any:
+    """`TunedJit` of a function, whose programs are kept where `keep_programs` says.
 
     A program serves again if function and arguments are spelled the same (`spelled`; of arguments, types and shapes
     count), and the sources of metastep, versions of packages, settings of JAX and XLA and the device are the same.
     Where one of these cannot be told, as with models of the user's own, or there are several devices, none is kept.
     What is kept is the machine's code that ran the first time, so that the numbers are the same to the bit.
     """
-    return _Kept(function)
+    return _Kept(TunedJit(function, long_running=long_running))
 
 
 class _Kept:
-    def __init__(self, function: Callable):
-        self.function, self.jitted = function, TunedJit(function)
+    def __init__(self, jitted: TunedJit):
+        self.function, self.jitted = jitted.function, jitted
         self.programs: dict[Any, Any] = {}
 
     def __call__(self, *arguments: Any) -> Any:
@@ -218,7 +218,7 @@ def _write(path: Path, jitted: TunedJit, arguments: tuple) -> _Program | None:
 
     # What JAX's own cache read cannot be written again (XLA forgets functions of it), and by this name it has none.
     flat.__name__ = f"{getattr(jitted.function, '__name__', 'flat')}_{secrets.token_hex(8)}"
-    lowered = jax.jit(flat, compiler_options=compiler_options()).lower(*map(_shape_of, leaves))
+    lowered = jax.jit(flat, compiler_options=jitted.options()).lower(*map(_shape_of, leaves))
     called = _called(lowered)
     if not all(name.startswith(_LAPACK) for name in called):
         return None

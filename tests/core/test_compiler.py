@@ -59,6 +59,12 @@ def test_programs_are_compiled_with_them(monkeypatch):
         TunedJit(double)(1.5)
 
 
+def test_what_runs_for_minutes_is_compiled_as_xla_does_by_itself(monkeypatch):
+    monkeypatch.setitem(ON_CPU, "xla_cpu_of_another_time", True)
+    monkeypatch.setattr(_compiler, "_known", lambda name: True)
+    assert TunedJit(double, long_running=True)(1.5) == 3.0
+
+
 @pytest.mark.parametrize(
     "transformed",
     [

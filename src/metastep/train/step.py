@@ -349,7 +349,8 @@ def compile_advance(learner: Learner) -> Advance:
         ) -> tuple[TrainState, Rows, Row]:
             return advance_with_rows(parts, family, key, state, until, every)
 
-        _RECENT[:] = [(parts, Advance(kept_jit(run)))]
+        images = learner.model.task_mapping == "sequential"
+        _RECENT[:] = [(parts, Advance(kept_jit(run, long_running=images)))]
     return _RECENT[0][1]
 
 

@@ -187,14 +187,14 @@ def _stack(states: list[TrainState]) -> TrainState:
 def _compile(learner: Learner, splits: TaskSplits, width: int):
     """(states, keys, until) -> states, with `width` trainings side by side."""
 
-    @TunedJit
     def run(family, states: TrainState, keys: PRNGKeyArray, until: Array) -> TrainState:
         def one(cell: tuple[TrainState, PRNGKeyArray]) -> TrainState:
             return advance(learner, family, cell[1], cell[0], until)
 
         return jax.lax.map(one, (states, keys), batch_size=width if width > 1 else None)
 
-    return lambda states, keys, until: run(splits.train, states, keys, until)
+    program = TunedJit(run, long_running=learner.model.task_mapping == "sequential")
+    return lambda states, keys, until: program(splits.train, states, keys, until)
 
 
 def _compile_test(learner: Learner, splits: TaskSplits, num_tasks: int, halvings: int, width: int):
