@@ -161,4 +161,7 @@ FAMILIES: dict[str, Family] = {
     ),
     # It found that widths matter, which models now meet from three times on.
     "arms": Family({"tasks": Arms(reach=25.0)}, (1e-5, 1e-3), (100, 300, 1_000), _LONG),
+    "arms, --no-standardise": Family(
+        {"tasks": Arms(reach=25.0), "standardise": False}, (1e-5, 1e-3), (100, 300, 1_000), _LONG
+    ),
 }  # fmt: skip
