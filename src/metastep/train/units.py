@@ -19,8 +19,8 @@ from metastep.train.config import ProblemConfig
 from metastep.train.references import is_own
 
 # By benchmarks/raw_units.py means of 3 standard deviations cost a fifth, of 10 twice the loss, and columns whose
-# widths are a hundredfold apart a tenth. Widths of 10 or of a tenth throughout cost up to half as much again, and up
-# to four times the loss in labels; those of 3 hardly anything. Pixels and indicators of 20 classes are a fifth wide.
+# widths are a hundredfold apart a tenth. Widths of 10 or of a tenth throughout cost up to a quarter, in labels nearly
+# twice the loss more; those of 3 hardly anything. Pixels and indicators of 20 classes are a fifth wide.
 _FAR = 3.0
 _APART = 100.0
 _USUAL = 0.2, 3.0
