@@ -70,6 +70,10 @@ class TunedJit:
         """As that of a jitted function."""
         return self._program().lower(*arguments)
 
+    def compiled(self) -> int:
+        """How many programs it has by now, one for each kind of arguments."""
+        return self._program()._cache_size()
+
     def _program(self) -> Any:
         return self.within if is_traced() else self._alone
 

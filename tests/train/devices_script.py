@@ -114,7 +114,7 @@ def report(found, expected, start, run):
     return {
         "error": furthest(jax.device_get(found), expected),
         "moved": furthest(start.meta.params, expected.meta.params),
-        "programs": run.program.jitted._cache_size(),
+        "programs": run.program.jitted.compiled(),
         "devices": len(jax.tree.leaves(found)[0].sharding.device_set),
     }
 

@@ -127,7 +127,7 @@ def test_predictions_are_those_of_the_mended_adaptation(trained):
         counts.append(times)
     assert 0 < np.count_nonzero(counts) < 12
     # All of one shape: compiled once.
-    assert run.answer._cache_size() == 1
+    assert run.answer.compiled() == 1
 
 
 def test_a_task_that_no_rate_helps_is_answered_without_adaptation(trained):
