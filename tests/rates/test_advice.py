@@ -94,7 +94,7 @@ def test_the_support_rate_is_the_least_of_the_support_loss_itself():
 def measured(alpha_chosen: float, support_alpha: float, losses=(1.0, 0.5, 1.5, 4.0)) -> RateAdvice:
     """Advice that tried the rates 0, 1, 2 and 4."""
     rates = [0.0, 1.0, 2.0, 4.0]
-    curve = AlphaCurve(rates, list(losses), [0.0] * 4, [0.0] * 4)
+    curve = AlphaCurve(rates, list(losses), [0.0] * 4, [0.0] * 4, [0.0] * 4)
     return dataclasses.replace(
         advice_on_linear_tasks(), alpha_chosen=alpha_chosen, alpha_reason="measured",
         support_alpha=support_alpha, curve=curve,
@@ -230,9 +230,9 @@ def test_when_every_rate_makes_things_worse_the_least_harm_is_chosen():
     assert advice.alpha_chosen == tried[0] == tried.min()
     assert len(advice.warnings) == 2
     assert advice.warnings[1] == (
-        f"adapting at {advice.label_free_alpha:.3g} gives a query loss of "
-        f"{measured[advice.curve.alpha.index(advice.label_free_alpha)]:.4g}, worse than {measured[0]:.4g} "
-        f"without; the best of the rates tried, {tried[0]:.3g}, is used"
+        f"adapting at {advice.label_free_alpha:.3g} makes 100% of tasks worse, with a query loss of "
+        f"{measured[advice.curve.alpha.index(advice.label_free_alpha)]:.4g} instead of {measured[0]:.4g}; "
+        f"the best of the rates tried, {tried[0]:.3g}, is used"
     )
 
 
@@ -248,7 +248,51 @@ def test_a_rate_that_fails_the_check_gives_way_to_the_best_one_tried(beyond):
         "; trying it out showed the quadratic to be too optimistic, so the best rate tried is used"
     )
     assert len(advice.warnings) == 1
-    assert "worse than 1 without; the best of the rates tried" in advice.warnings[0]
+    assert "makes 100% of tasks worse" in advice.warnings[0]
+    assert advice.curve.worse == [float(alpha > 0.1) for alpha in advice.curve.alpha]
+
+
+@pytest.mark.parametrize(("share", "is_used"), [(1.0, False), (0.9, False), (0.3, True)])
+def test_a_rate_that_makes_most_tasks_worse_is_not_used_however_much_their_losses_scatter(
+    share, is_used
+):
+    # Losses of diverged tasks are over many orders of magnitude: the interval of their mean begins below zero.
+    def query_loss(params, episode, alpha):
+        luck = jax.scipy.stats.norm.cdf(episode.query.x[0, 0])
+        strayed = jnp.where((alpha > 0.1) & (luck < share), 1.0, 0.0)
+        return 1 - alpha + strayed * jnp.exp(60 * (share - luck))
+
+    advice = advise(FAMILY, query_loss, num_tasks=128)
+    at = advice.curve.alpha.index(advice.alpha)
+    assert advice.curve.measured[at] - advice.curve.ci95[at] < 1 < advice.curve.measured[at] / 1e3
+    assert (advice.alpha_chosen == advice.alpha) == is_used
+    assert bool(advice.warnings) != is_used
+
+
+def test_where_labels_are_wide_the_rate_is_that_of_grown_outputs():
+    model = mlp((4,), 1, hidden=(10,))
+    objective, params = Objective.of(model.apply, "regression"), model.init(jax.random.key(0))
+    family = MixedLinear(50 * CENTRE, shots=SHOTS, queries=10, spread=SPREAD, noise=NOISE)
+    given = (
+        objective,
+        params,
+        family,
+        jax.random.key(1),
+        query_loss_of(objective, GradientAdapter(1)),
+    )
+    narrow, wide = (advise_rates(*given, num_tasks=32, label_width=w) for w in (None, 110.0))
+    assert narrow.grown is None
+    assert narrow.alpha == wide.alpha
+    assert wide.grown is not None
+    assert wide.alpha_chosen == wide.grown.alpha < 0.1 * narrow.alpha_chosen
+    assert wide.alpha_reason.startswith(
+        "the label-aware rate where outputs are as wide as the labels, 110"
+    )
+    # Nor does a learned rate start at what would be right before outputs have grown.
+    assert learned_start(wide)[0] == wide.alpha_chosen
+    # A lower rate than what was measured and tried is never given up for a higher one.
+    narrower = advise_rates(*given, num_tasks=32, label_width=1e-6)
+    assert narrower.alpha_chosen == min(narrow.alpha_chosen, narrower.grown.alpha)
 
 
 class Uncertain(Contrary):

@@ -23,10 +23,11 @@ from metastep.train import (
     evaluate_run,
     load_run,
     load_tasks,
+    measure_rates,
     train,
 )
 from metastep.train.problem import build_model
-from metastep.train.units import remarks_on_units
+from metastep.train.units import remarks_on_units, width_to_grow_to
 
 
 class Shifted(AbstractTaskFamily):
@@ -43,6 +44,11 @@ class Shifted(AbstractTaskFamily):
         x = self.mean + self.spread * jax.random.normal(key, (20, 2))
         y = self.label[0] + self.label[1] * jax.random.normal(jax.random.fold_in(key, 1), (20, 1))
         return Episode(Batch(x[:10], y[:10]), Batch(x[10:], y[10:]))
+
+
+def pseudo_huber(outputs, labels):
+    """A loss of the user's own, which may compare anything with anything."""
+    return jnp.mean(jnp.sqrt(1 + jnp.square(outputs - labels)))
 
 
 def remarks(family, **options) -> dict[str, list[str]]:
@@ -209,6 +215,29 @@ def test_a_model_of_the_users_own_is_left_alone_and_warned_of():
     found = remarks(family, model=own)
     assert not found["notes"]
     assert len(found["warnings"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("label", "options", "width"),
+    [
+        ((0.0, 20.0), {"standardise": False}, 20.0),
+        ((0.0, 20.0), {"model": mlp((2,), 1, (5,))}, 20.0),
+        ((0.0, 20.0), {}, None),  # the model is told
+        (
+            (0.0, 20.0),
+            {"standardise": False, "loss": pseudo_huber},
+            None,
+        ),  # who knows what outputs are
+        ((1e3, 2.0), {"standardise": False}, None),  # far, and no wider than usual
+    ],
+)
+def test_outputs_have_to_grow_to_wide_labels_that_no_model_was_told_of(label, options, width):
+    family = Shifted(label=label)
+    config = TrainConfig(tasks=family, **({"hidden": (30,)} | options))
+    task_set = load_tasks(config)
+    found = width_to_grow_to(config, task_set.description.get("units", {}))
+    assert found == (None if width is None else pytest.approx(width, rel=0.1))
+    assert (measure_rates(config, task_set, num_tasks=32).grown is None) == (width is None)
 
 
 def test_far_labels_are_learned_and_the_run_remembers_their_units(tmp_path):

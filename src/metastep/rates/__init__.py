@@ -5,6 +5,7 @@ from metastep.rates.core import AbstractRate, Factored, FactoredRate, FixedRate,
 from metastep.rates.curvature import Extremes, extreme_eigenvalues
 from metastep.rates.edges import StabilityEdge, TaskCurvature, stability_edge, task_curvature
 from metastep.rates.estimates import RatioEstimate, ratio_estimate
+from metastep.rates.grown import GrownRate, grown_rate
 from metastep.rates.hypergradient import hypergradient
 from metastep.rates.kinds import RATES, RateKind, make_rate
 from metastep.rates.label_aware import AwareTerms, label_aware_terms
@@ -50,6 +51,7 @@ __all__ = [
     "FallahStep",
     "FixedRate",
     "FreeTerms",
+    "GrownRate",
     "LayerRates",
     "LearnedRate",
     "MetaEdge",
@@ -68,6 +70,7 @@ __all__ = [
     "estimate_smoothness",
     "extreme_eigenvalues",
     "fallah_step",
+    "grown_rate",
     "hypergradient",
     "label_aware_terms",
     "label_free_terms",

@@ -15,6 +15,7 @@ from metastep._trees import as_array
 from metastep._types import Episode, Params
 from metastep.models import Objective
 from metastep.rates.estimates import RatioEstimate, ratio_estimate
+from metastep.rates.grown import GrownRate, grown_rate
 from metastep.rates.label_aware import AwareTerms, label_aware_terms
 from metastep.rates.label_free import label_free_terms
 from metastep.tasks import AbstractTaskFamily
@@ -25,6 +26,8 @@ QueryLoss = Callable[[Params, Episode, Array], Array]
 _CHECKED_TASKS = 32
 # Tasks of one kind agree on the rate to within this factor.
 _WIDE = 10.0
+# Of n coins, more than n / 2 + sqrt(n) times this are heads once in twenty times.
+_SIGN_TEST = 0.8224
 # The rates tried, relative to the estimate: close together where the minimum is expected.
 _CURVE_FACTORS = np.array([0.03, 0.1, 0.25, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0])
 
@@ -38,12 +41,14 @@ class AlphaCurve:
     alpha : (points,) rates tried; the first is 0
     measured : mean over tasks of the loss after adapting
     ci95 : 95 % half-width of the change against alpha = 0, task by task
+    worse : share of tasks whose loss is larger than at alpha = 0, or not a number
     predicted : the quadratic the estimate is the minimum of
     """
 
     alpha: list[float]
     measured: list[float]
     ci95: list[float]
+    worse: list[float]
     predicted: list[float]
 
 
@@ -59,7 +64,8 @@ class RateAdvice:
     predicted_gain : share of the query loss one step at `alpha` removes, by the quadratic
     label_free_gain : the same if task optima were isotropic and labels exact, as (H.6) assumes; on real
         tasks it is optimistic, often by far
-    alpha_chosen : what training should use: `alpha`, unless trying it out said otherwise
+    grown : the label-aware rate where outputs are as wide as labels; None where that was not asked for
+    alpha_chosen : what training should use: `alpha`, unless trying it out or `grown` said otherwise
     alpha_reason : why, in a sentence or two
     num_tasks : tasks the estimate is from
     curve : the check
@@ -74,6 +80,7 @@ class RateAdvice:
     support_interval: list[float]
     predicted_gain: float
     label_free_gain: float
+    grown: GrownRate | None
     alpha_chosen: float
     alpha_reason: str
     num_tasks: int
@@ -91,6 +98,7 @@ def advise_rates(
     num_tasks: int = 128,
     restrict: Callable[[Params], Params] = lambda gradient: gradient,
     tasks_at_once: int | None = None,
+    label_width: float | None = None,
 ) -> RateAdvice:
     """Estimate the adaptation rate of `params` on fresh tasks.
 
@@ -105,6 +113,8 @@ def advise_rates(
         first 32 of them
     restrict : zeroes the gradient of parameters the inner loop leaves alone (ANIL)
     tasks_at_once : tasks computed side by side; None for all
+    label_width : standard deviation of labels, where the model has to grow to it and the loss is a squared error: the
+        rate is then no larger than `grown_rate`'s. None where labels are of usual width
 
     Raises
     ------
@@ -151,7 +161,12 @@ def advise_rates(
     )
     checked = jax.tree.map(lambda terms: terms[:few], aware)
     curve = _curve(rates, losses, checked)
-    return _advice(estimate, support, label_free, aware, free, curve, num_tasks)
+    grown = None
+    if label_width is not None:
+        grown = grown_rate(
+            objective, params, family, few_keys, label_width, restrict, tasks_at_once
+        )
+    return _advice(estimate, support, label_free, aware, free, curve, grown, num_tasks)
 
 
 def _keys(num_tasks: int, few: int, key: PRNGKeyArray) -> tuple[PRNGKeyArray, ...]:
@@ -168,9 +183,9 @@ def _curve(rates: np.ndarray, losses: np.ndarray, aware: AwareTerms) -> AlphaCur
     with np.errstate(invalid="ignore", over="ignore"):
         change = losses - losses[:, :1]
         half_width = 1.959964 * change.std(axis=0, ddof=1) / np.sqrt(len(losses))
-    return AlphaCurve(
-        rates.tolist(), losses.mean(axis=0).tolist(), half_width.tolist(), predicted.tolist()
-    )
+        means = losses.mean(axis=0)
+    worse = np.mean(~(losses <= losses[:, :1]), axis=0)
+    return AlphaCurve(*(part.tolist() for part in (rates, means, half_width, worse, predicted)))
 
 
 def _advice(
@@ -180,9 +195,16 @@ def _advice(
     aware,
     free,
     curve: AlphaCurve,
+    grown: GrownRate | None,
     num_tasks: int,
 ) -> RateAdvice:
-    chosen, reason, warnings = _choose(estimate, label_free, curve)
+    chosen, reason, warnings = _choose(estimate, label_free, curve, len(free.first))
+    if grown is not None and grown.alpha < chosen:
+        reason = (
+            f"the label-aware rate where outputs are as wide as the labels, {grown.width:.3g}, which all parameters "
+            f"{grown.factor:.3g} times as large make them, as training will; before it, {chosen:.3g} would be right"
+        )
+        chosen = grown.alpha
     gain = aware.slope.sum() ** 2 / (2 * aware.curvature.sum() * aware.loss.sum())
     free_gain = free.second.sum() ** 2 / (free.first.sum() * free.third.sum())
     return RateAdvice(
@@ -194,6 +216,7 @@ def _advice(
         support_interval=support.interval,
         predicted_gain=float(gain) if estimate.value > 0 else 0.0,
         label_free_gain=float(free_gain),
+        grown=grown,
         alpha_chosen=chosen,
         alpha_reason=reason,
         num_tasks=num_tasks,
@@ -203,7 +226,7 @@ def _advice(
 
 
 def _choose(
-    estimate: RatioEstimate, label_free: RatioEstimate, curve: AlphaCurve
+    estimate: RatioEstimate, label_free: RatioEstimate, curve: AlphaCurve, num_checked: int
 ) -> tuple[float, str, list[str]]:
     """The estimate, unless it is not positive or adapting at that rate makes things worse."""
     warnings = []
@@ -234,12 +257,15 @@ def _choose(
     rates, losses = np.array(curve.alpha), np.array(curve.measured)
     tried = np.interp(chosen, rates, np.nan_to_num(losses, nan=np.inf, posinf=np.inf))
     doubt = np.interp(chosen, rates, np.nan_to_num(curve.ci95, nan=0.0))
-    if not tried <= losses[0] + doubt:
+    # Where most tasks diverge, their losses scatter so much that no mean is surely worse than another.
+    worse = np.interp(chosen, rates, curve.worse)
+    most_worse = worse > 0.5 + _SIGN_TEST / np.sqrt(num_checked)
+    if most_worse or not tried <= losses[0] + doubt:
         usable = np.where(np.isfinite(losses), losses, np.inf)
         best = int(np.argmin(usable[1:])) + 1
         warnings.append(
-            f"adapting at {chosen:.3g} gives a query loss of {tried:.4g}, worse than {losses[0]:.4g} without; "
-            f"the best of the rates tried, {rates[best]:.3g}, is used"
+            f"adapting at {chosen:.3g} makes {worse:.0%} of tasks worse, with a query loss of {tried:.4g} instead of "
+            f"{losses[0]:.4g}; the best of the rates tried, {rates[best]:.3g}, is used"
         )
         chosen = float(rates[best])
         reason += "; trying it out showed the quadratic to be too optimistic, so the best rate tried is used"
@@ -259,8 +285,11 @@ def learned_start(advice: RateAdvice) -> tuple[float, str]:
     Parameters
     ----------
     advice : what was measured; the start is no larger than the largest rate tried, and stays `alpha_chosen` where
-        trying the larger one out ruined the model before it is trained (a loss that more than doubles)
+        trying the larger one out ruined the model before it is trained (a loss that more than doubles), or where
+        outputs have yet to grow to wide labels
     """
+    if advice.grown is not None:
+        return advice.alpha_chosen, advice.alpha_reason
     rates, losses = np.array(advice.curve.alpha), np.array(advice.curve.measured)
     start = min(advice.support_alpha, float(rates[-1]))
     tried = np.interp(start, rates, np.nan_to_num(losses, nan=np.inf, posinf=np.inf))

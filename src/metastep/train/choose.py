@@ -29,7 +29,7 @@ from metastep.train.problem import (
 )
 from metastep.train.rehearse import Announce, Rehearsals, rehearsal_length, rehearse
 from metastep.train.sharpness import SHARE_OF_EDGE
-from metastep.train.units import remarks_on_units
+from metastep.train.units import remarks_on_units, width_to_grow_to
 
 _EDGE_TASKS, _LANCZOS = 32, 20
 
@@ -50,6 +50,7 @@ def measure_rates(config: ProblemConfig, task_set: TaskSet, *, num_tasks: int = 
         num_tasks=num_tasks,
         restrict=adapter.restrict,
         tasks_at_once=side_by_side(model, config.tasks_at_once),
+        label_width=width_to_grow_to(config, task_set.description.get("units", {})),
     )
 
 

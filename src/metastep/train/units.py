@@ -56,6 +56,14 @@ def in_units(config: ProblemConfig, units: Units, model: Model) -> Model:
 _standardised = lru_cache(maxsize=8)(standardised)
 
 
+def width_to_grow_to(config: ProblemConfig, units: Units) -> float | None:
+    """The width of labels that is large, where outputs are compared with them and the model is not told of it."""
+    if "labels" not in units or is_own(config.loss) or _is_met(config, "labels"):
+        return None
+    width = float(_width(np.array(units["labels"]["deviation"])))
+    return width if width > _USUAL[1] else None
+
+
 def remarks_on_units(config: ProblemConfig, units: Units) -> dict[str, list[str]]:
     """Sentences about what stands out: `notes` where the model meets it, `warnings` where it does not."""
     remarks: dict[str, list[str]] = {"notes": [], "warnings": []}
