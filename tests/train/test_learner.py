@@ -118,6 +118,8 @@ def test_rates_of_a_body_that_does_not_adapt_would_change_nothing(optimizer):
     [
         ("classification", {}, "rising-meta-sgd"), ("regression", {}, "shared-meta-sgd"),
         ("classification", {"rate": "meta-sgd"}, "meta-sgd"), ("classification", {"alpha": 0.1}, "fixed"),
+        ("classification", {"algorithm": "fomaml"}, "shared-meta-sgd"),
+        ("classification", {"algorithm": "hfmaml"}, "rising-meta-sgd"),
         ("classification", {"algorithm": "reptile"}, "fixed"), ("regression", {"alpha": 0.1}, "fixed"),
     ],
 )  # fmt: skip

@@ -129,7 +129,7 @@ class TrainConfig(ProblemConfig):
     factor of each parameter), rising-meta-sgd (the same, but the shared one does not fall below its start), meta-sgd
     (one for each parameter), per-layer, learned (a single one). Followed by measurement: label-free, label-free-max,
     label-aware, edge. Or fixed. auto: where --alpha is auto, rising-meta-sgd for class labels and shared-meta-sgd for
-    real targets; fixed where it is given."""
+    real targets and first-order MAML; fixed where it is given."""
     meta_lr: float | Literal["auto"] = "auto"
     """Meta (outer) rate at its peak. auto: a default argued for in the report."""
     schedule: ScheduleName = "auto"
@@ -274,13 +274,15 @@ def default_rate(config: TrainConfig, kind: Kind) -> str:
     """What becomes of alpha: a given one is kept, and so is one that no meta-gradient reaches.
 
     A rate that is too high for a model costs squared errors by its square, and losses of class labels in proportion:
-    these have the slope of the errors, at most 1. Trained at it, a classifier makes use of it.
+    these have the slope of the errors, at most 1. Trained at it, a classifier makes use of it. But first-order
+    meta-gradients do not know that parameters adapt: by them it does not learn to.
     """
     if config.rate != "auto":
         return config.rate
     if config.alpha != "auto" or config.algorithm in ("reptile", "erm"):
         return "fixed"
-    return "rising-meta-sgd" if kind == "classification" else "shared-meta-sgd"
+    stays = kind == "classification" and config.algorithm != "fomaml"
+    return "rising-meta-sgd" if stays else "shared-meta-sgd"
 
 
 def fill_defaults(config: TrainConfig, description: dict[str, Any], model: Any) -> TrainConfig:
