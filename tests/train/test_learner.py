@@ -25,6 +25,19 @@ def test_dense_models_go_in_groups_that_divide_their_tasks(num_tasks, width):
     assert side_by_side(DENSE, None, num_tasks) == width
 
 
+@pytest.mark.parametrize(
+    ("width", "num_tasks", "expected"),
+    [
+        (100, 25, 5), (100, None, 8),  # in float64, as tests are: 12 of them have a megabyte
+        (70, 25, None), (70, 100, 25), (70, None, None),
+        (140, 25, 5), (140, 4, None), (140, 23, None), (140, 12, 6), (140, None, 4),
+        (400, 25, 5), (400, 5, None), (400, 16, 4), (400, 23, 1), (400, None, 4),
+    ],
+)  # fmt: skip
+def test_wide_models_go_in_groups_that_stay_in_the_cache(width, num_tasks, expected):
+    assert side_by_side(mlp((1,), 1, (width, width)), None, num_tasks) == expected
+
+
 def test_convolutions_go_one_by_one_and_a_choice_wins():
     convolutional = conv4((28, 28, 1), 5)
     assert side_by_side(convolutional, None, 100) == 1

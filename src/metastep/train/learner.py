@@ -1,6 +1,7 @@
 """The parts of a run put together: model, objective, inner loop, meta-gradient, rate and outer optimiser."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -91,8 +92,9 @@ def first_parameters(model: Model, key: PRNGKeyArray) -> Params:
     return _kept_init(model.init)(key)
 
 
-# On CPU, dense models lose up to half of their speed once the tasks side by side leave the cache.
-_GROUP_ON_CPU = 25
+# On CPU, dense models lose up to half of their speed once the tasks side by side leave the cache: by their examples
+# beyond 25 tasks, by their parameters beyond a megabyte. Smaller groups than these have not been found faster.
+_GROUP_ON_CPU, _GROUP_OF_WIDE, _CACHE = 25, 5, 2**20
 
 
 def side_by_side(
@@ -101,8 +103,9 @@ def side_by_side(
     """How many tasks to compute side by side; None for all.
 
     The user's choice; else all on accelerators. On CPU one at a time for convolutions, whose intermediate arrays
-    would leave the cache, and for dense models, where more than 25 would do so too, the largest divisor of
-    `num_tasks` up to that.
+    would leave the cache, and for dense models as many as stay in it: at most 25, and no more than have a megabyte of
+    parameters, but 5 of any. Of these the largest divisor of `num_tasks`; all, if that is less than 5 though 5
+    would fit. Where the number is not known, a power of two for models too wide for 25, and all for others.
     """
     if choice is not None:
         return choice
@@ -110,10 +113,20 @@ def side_by_side(
         return None
     if model.task_mapping == "sequential":
         return 1
-    if num_tasks is None or num_tasks <= _GROUP_ON_CPU:
+    fit = _CACHE // max(_bytes(model), 1)
+    most = min(max(fit, _GROUP_OF_WIDE), _GROUP_ON_CPU)
+    if num_tasks is None:
+        return None if most == _GROUP_ON_CPU else 2 ** int(math.log2(most))
+    if num_tasks <= most:
         return None
-    width = group_size(num_tasks, _GROUP_ON_CPU)
-    return width if width >= 5 else None  # smaller groups have not been measured
+    width = group_size(num_tasks, most)
+    return width if width >= _GROUP_OF_WIDE or fit < _GROUP_OF_WIDE else None
+
+
+def _bytes(model: Model) -> int:
+    """Of the parameters of one task."""
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
 
 
 def map_tasks(function: Callable, keys: PRNGKeyArray, tasks_at_once: int | None):
