@@ -387,6 +387,33 @@ def test_finn_curves_of_a_dead_network_are_those_worked_out_by_hand(monkeypatch)
     assert style.render(finn_sinusoid.plot(records), "svg").startswith(b"<?xml")
 
 
+def test_finn_errors_are_means_over_trainings_of_the_same_tasks(monkeypatch):
+    sizes = {"steps": 2, "test_tasks": 50, "iterations": 1, "shots": (5,)}
+    config = dataclasses.replace(
+        experiments.load("finn-sinusoid").quick, **sizes, pretrained_alphas=(0.01,)
+    )
+
+    def records(*shares: float) -> dict:
+        given = iter(np.repeat(shares, 3))  # three models in each training
+
+        def trained(learner, *_: Any):
+            share = next(given)
+            start = learner.model.init(jax.random.key(0))
+            return jax.tree.map(lambda leaf: share * leaf, start)
+
+        monkeypatch.setattr(finn_sinusoid, "train", trained)
+        each = dataclasses.replace(config, trainings=len(shares))
+        return finn_sinusoid.run(each, 0, Report())
+
+    one, other, both = records(0.5), records(1.5), records(0.5, 1.5)
+    for name in ("maml", "pretrained"):
+        means = [np.array(found["curves"]["5"][name]["mean"]) for found in (one, other, both)]
+        np.testing.assert_allclose(means[2], (means[0] + means[1]) / 2, rtol=1e-6)
+        assert not np.allclose(means[0], means[1])
+    levels = [found["oracle"]["mean"] for found in (one, other, both)]
+    assert levels[2] == pytest.approx((levels[0] + levels[1]) / 2, rel=1e-6)
+
+
 def test_finn_verdicts_follow_the_curves():
     def verdicts(maml: list[float | None], other: list[float], oracle: float) -> list[str]:
         width = [0.1] * 3

@@ -24,7 +24,10 @@ from metastep.train.evaluate import compile_judge
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One inner step on 10 examples at alpha = 0.01, Adam at 1e-3; other K only when judged."""
+    """One inner step on 10 examples at alpha = 0.01, Adam at 1e-3; other K only when judged.
+
+    Which of two nearly equal errors is lower is luck of a training: a task's error is its mean over `trainings`.
+    """
 
     iterations: int = 3000
     tasks_per_step: int = 25
@@ -34,6 +37,7 @@ class Config:
     pretrained_alphas: tuple[float, ...] = (0.001, 0.005, 0.01, 0.02)
     meta_lr: float = 1e-3
     steps: int = 5
+    trainings: int = 1
     test_tasks: int = 300
     test_queries: int = 50
 
@@ -60,19 +64,21 @@ def run(config: Config, seed: int, report: Report) -> dict[str, Any]:
         ("pretrained", _learner(config, "erm"), family),
         ("oracle", oracle, told),
     )
-    params = {}
-    for (name, learner, tasks), key in zip(models, jax.random.split(train_key, 3), strict=True):
-        start_key, task_key = jax.random.split(key)
-        tell = partial(report, name)
-        params[name] = train(learner, tasks, start_key, task_key, config.iterations, tell)
+    params = {name: [] for name, *_ in models}
+    for number in range(config.trainings):
+        keys = jax.random.split(jax.random.fold_in(train_key, number), len(models))
+        for (name, learner, tasks), key in zip(models, keys, strict=True):
+            start_key, task_key = jax.random.split(key)
+            tell = partial(report, name if config.trainings == 1 else f"{name}, {number + 1}")
+            params[name].append(train(learner, tasks, start_key, task_key, config.iterations, tell))
     curves = {
         str(shots): _judge(config, maml, params, shots, tune_key, test_key)
         for shots in config.shots
     }
     judge = compile_judge(oracle, 0, config.test_tasks)
     told = KnownSinusoid(config.test_queries, family)
-    tasks = judge(params["oracle"], jnp.asarray(0.0), told, test_key)
-    level = Estimate.of(np.asarray(tasks.losses)[:, 0])
+    tasks = [judge(one, jnp.asarray(0.0), told, test_key).losses for one in params["oracle"]]
+    level = Estimate.of(np.mean(tasks, axis=0)[:, 0])
     return {"curves": curves, "oracle": dataclasses.asdict(level), "iterations": config.iterations}
 
 
@@ -85,7 +91,8 @@ def _judge(
     judge = compile_judge(learner, config.steps, config.test_tasks, halvings=0)
 
     def losses(name: str, alpha: float, key: Array) -> np.ndarray:
-        return np.asarray(judge(params[name], jnp.asarray(alpha), family, key).losses)
+        found = [judge(one, jnp.asarray(alpha), family, key).losses for one in params[name]]
+        return np.mean(found, axis=0)
 
     tuned = [
         np.nan_to_num(losses("pretrained", alpha, tune_key)[:, -1].mean(), nan=np.inf)
@@ -208,6 +215,7 @@ EXPERIMENT = Experiment(
     quick=Config(),
     paper_scale=Config(
         iterations=70_000,
+        trainings=3,
         steps=10,
         pretrained_alphas=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05),
         test_tasks=600,

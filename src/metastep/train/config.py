@@ -105,7 +105,7 @@ class ProblemConfig(TaskConfig):
     """How conv4 halves the image: strided convolutions, or max-pooling."""
     tasks_at_once: int | None = None
     """Tasks computed side by side, on each device; must divide --tasks-per-step. Default: all; on CPU 1 for
-    conv4, and at most 25 for dense models where a divisor allows it."""
+    conv4, and at most 25 for dense models, fewer if they are wide, where a divisor allows it."""
     derivative: DerivativeName = "auto"
     """How maml and anil differentiate an inner gradient; the result is the same. plain keeps all that an inner step
     computes; checkpointed computes it again when needed; forward keeps even less. auto: plain, or what
