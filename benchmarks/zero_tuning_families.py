@@ -164,9 +164,12 @@ FAMILIES: dict[str, Family] = {
     "arms, --no-standardise": Family(
         {"tasks": Arms(reach=25.0), "standardise": False}, (1e-5, 1e-3), (100, 300, 1_000), _LONG
     ),
-    # Options on class labels, which were all tried on sinusoids before. Both found misses, mended since.
+    # Options on class labels, which were all tried on sinusoids before. They found misses, mended since.
     "clusters, 5 inner steps": Family({"tasks": Clusters, "steps": 5}, (1e-1, 10), (100, 300, 1_000), _LONG),
     "clusters, first-order": Family(
         {"tasks": Clusters, "algorithm": "fomaml"}, (3e-2, 3), (100, 300, 1_000), _LONG
+    ),
+    "clusters, Reptile": Family(
+        {"tasks": Clusters, "algorithm": "reptile", "steps": 5}, (3e-2, 3), (100, 300, 1_000), _LONG
     ),
 }  # fmt: skip

@@ -182,6 +182,32 @@ def test_reptile_is_the_sum_of_joint_gradients(rng, steps):
         np.testing.assert_allclose(found.params, total, rtol=1e-10)
 
 
+def test_rates_of_reptile_follow_the_query_loss_along_a_path_that_stays(rng):
+    # Written out: w' = w - alpha sum_k g_k with the support gradients of the path; alpha d/dalpha, entry by entry.
+    episode = quadratic_task(rng)
+    objective = Objective.of(lambda params, x: x @ params, "regression")
+    weights = rng.normal(size=(4, 1))
+    logarithms = np.log(rng.uniform(0.02, 0.1, size=(4, 1)))
+    alpha, path, w = np.exp(logarithms), np.zeros_like(weights), weights
+    support, query = (
+        (np.asarray(batch.x), np.asarray(batch.y)) for batch in (episode.support, episode.query)
+    )
+    for _ in range(3):
+        gradient = 2 * support[0].T @ (support[0] @ w - support[1]) / len(support[0])
+        path, w = path + gradient, w - alpha * gradient
+    outer = 2 * query[0].T @ (query[0] @ w - query[1]) / len(query[0])
+    task, found = run(
+        Reptile(),
+        objective,
+        ALGORITHMS["reptile"].adapter(None, 3),
+        lambda meta: jnp.exp(meta.rates),
+        MetaParams(jnp.asarray(weights), jnp.asarray(logarithms)),
+        episode,
+    )
+    np.testing.assert_allclose(found.rates, -alpha * path * outer, rtol=1e-10)
+    assert float(task.loss) == pytest.approx(np.mean((query[0] @ w - query[1]) ** 2), rel=1e-12)
+
+
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_at_alpha_zero_all_rules_are_the_plain_query_gradient(problem):
     objective, _, _, meta, episode = setting(problem)

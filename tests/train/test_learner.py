@@ -133,7 +133,8 @@ def test_rates_of_a_body_that_does_not_adapt_would_change_nothing(optimizer):
         ("classification", {"rate": "meta-sgd"}, "meta-sgd"), ("classification", {"alpha": 0.1}, "fixed"),
         ("classification", {"algorithm": "fomaml"}, "shared-meta-sgd"),
         ("classification", {"algorithm": "hfmaml"}, "rising-meta-sgd"),
-        ("classification", {"algorithm": "reptile"}, "fixed"), ("regression", {"alpha": 0.1}, "fixed"),
+        ("classification", {"algorithm": "reptile"}, "shared-meta-sgd"),
+        ("classification", {"algorithm": "erm"}, "fixed"), ("regression", {"alpha": 0.1}, "fixed"),
     ],
 )  # fmt: skip
 def test_what_becomes_of_alpha_depends_on_what_is_asked(kind, given, rate):

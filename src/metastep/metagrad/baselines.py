@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from metastep._types import Batch, Episode, MetaParams, Params, PerStep, Rate
 from metastep.adapt import AbstractAdapter
 from metastep.metagrad.core import AbstractMetaGradient, RateRule, TaskOutcome, judge
+from metastep.metagrad.through import FirstOrder
 from metastep.models import Objective
 from metastep.theory.citations import source
 
@@ -18,9 +19,9 @@ def _zero_like(meta: MetaParams) -> MetaParams:
 class Reptile(AbstractMetaGradient):
     """(w - adapted) / alpha, after adapting on all examples of the task, support and query together.
 
-    Dividing by alpha makes it a sum of `steps` gradients, so that the same meta rate suits it and MAML.
-    Rates cannot be learned this way: their gradient is zero. The reported loss is that of MAML, on the query
-    set after adapting on the support set alone.
+    Dividing by alpha makes it a sum of `steps` gradients, so that the same meta rate suits it and MAML. The way moved
+    says nothing about rates: theirs is the first-order gradient of MAML's loss, on the query set after adapting on
+    the support set alone, which is also what is reported.
     """
 
     def __call__(
@@ -34,10 +35,9 @@ class Reptile(AbstractMetaGradient):
         alpha = rate(meta)
         everything = _joined(episode.support, episode.query)
         moved, _ = adapter(jax.value_and_grad(objective.on(everything)), meta.params, alpha)
-        on_support = jax.value_and_grad(objective.on(episode.support))
-        adapted, info = adapter(on_support, meta.params, alpha)
-        gradient = MetaParams(_displacement(meta.params, moved, alpha), _zero_like(meta).rates)
-        return judge(objective, adapted, episode, info), gradient
+        outcome, first_order = FirstOrder()(objective, adapter, rate, meta, episode)
+        gradient = MetaParams(_displacement(meta.params, moved, alpha), first_order.rates)
+        return outcome, gradient
 
 
 def _joined(support: Batch, query: Batch) -> Batch:

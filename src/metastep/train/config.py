@@ -129,7 +129,7 @@ class TrainConfig(ProblemConfig):
     factor of each parameter), rising-meta-sgd (the same, but the shared one does not fall below its start), meta-sgd
     (one for each parameter), per-layer, learned (a single one). Followed by measurement: label-free, label-free-max,
     label-aware, edge. Or fixed. auto: where --alpha is auto, rising-meta-sgd for class labels and shared-meta-sgd for
-    real targets and first-order MAML; fixed where it is given."""
+    real targets, fomaml and reptile; fixed where it is given."""
     meta_lr: float | Literal["auto"] = "auto"
     """Meta (outer) rate at its peak. auto: a default argued for in the report."""
     schedule: ScheduleName = "auto"
@@ -279,9 +279,9 @@ def default_rate(config: TrainConfig, kind: Kind) -> str:
     """
     if config.rate != "auto":
         return config.rate
-    if config.alpha != "auto" or config.algorithm in ("reptile", "erm"):
+    if config.alpha != "auto" or config.algorithm == "erm":
         return "fixed"
-    stays = kind == "classification" and config.algorithm != "fomaml"
+    stays = kind == "classification" and config.algorithm not in ("fomaml", "reptile")
     return "rising-meta-sgd" if stays else "shared-meta-sgd"
 
 
