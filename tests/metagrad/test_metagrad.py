@@ -182,6 +182,19 @@ def test_reptile_is_the_sum_of_joint_gradients(rng, steps):
         np.testing.assert_allclose(found.params, total, rtol=1e-10)
 
 
+def test_reptile_at_small_rates_is_exact_in_single_precision(rng):
+    # One step is one gradient whatever the rate is; parameters of 100 have a spacing of 8e-6.
+    episode = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), quadratic_task(rng))
+    objective = Objective.of(lambda params, x: x @ params, "regression")
+    weights = jnp.full((4, 1), 100, jnp.float32)
+    adapter = ALGORITHMS["reptile"].adapter(None, 1)
+    found = [
+        run(Reptile(), objective, adapter, scalar_rate(alpha), MetaParams(weights), episode)[1]
+        for alpha in (np.float32(1e-2), np.float32(1e-8))
+    ]
+    np.testing.assert_allclose(found[1].params, found[0].params, rtol=1e-5)
+
+
 def test_rates_of_reptile_follow_the_query_loss_along_a_path_that_stays(rng):
     # Written out: w' = w - alpha sum_k g_k with the support gradients of the path; alpha d/dalpha, entry by entry.
     episode = quadratic_task(rng)

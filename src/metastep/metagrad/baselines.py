@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from metastep._types import Batch, Episode, MetaParams, Params, PerStep, Rate
+from metastep._types import Batch, Episode, MetaParams, Params, PerStep, Rate, Scalar
 from metastep.adapt import AbstractAdapter
 from metastep.metagrad.core import AbstractMetaGradient, RateRule, TaskOutcome, judge
 from metastep.metagrad.through import FirstOrder
@@ -34,9 +34,16 @@ class Reptile(AbstractMetaGradient):
     ) -> tuple[TaskOutcome, MetaParams]:
         alpha = rate(meta)
         everything = _joined(episode.support, episode.query)
-        moved, _ = adapter(jax.value_and_grad(objective.on(everything)), meta.params, alpha)
+        loss = objective.on(everything)
+
+        def after(way: Params) -> Scalar:
+            return loss(jax.tree.map(jnp.add, meta.params, way))
+
+        # From zero, so that steps at small rates are not lost in the rounding of what they are added to.
+        start = jax.tree.map(jnp.zeros_like, meta.params)
+        way, _ = adapter(jax.value_and_grad(after), start, alpha)
         outcome, first_order = FirstOrder()(objective, adapter, rate, meta, episode)
-        gradient = MetaParams(_displacement(meta.params, moved, alpha), first_order.rates)
+        gradient = MetaParams(_per_rate(way, alpha), first_order.rates)
         return outcome, gradient
 
 
@@ -44,15 +51,15 @@ def _joined(support: Batch, query: Batch) -> Batch:
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), support, query)
 
 
-def _displacement(params: Params, moved: Params, alpha: Rate) -> Params:
-    """(params - moved) / alpha, leaf by leaf; the mean over steps where alpha changes between them."""
+def _per_rate(way: Params, alpha: Rate) -> Params:
+    """-way / alpha, leaf by leaf; the mean over steps where alpha changes between them."""
     if isinstance(alpha, PerStep):
         alpha = jax.tree.map(lambda rates: jnp.mean(rates, axis=0), alpha.values)
 
-    def divide(rate: Rate, before: Params, after: Params) -> Params:
-        return jax.tree.map(lambda a, b: (a - b) / jnp.asarray(rate, a.dtype), before, after)
+    def divide(rate: Rate, part: Params) -> Params:
+        return jax.tree.map(lambda leaf: -leaf / jnp.asarray(rate, leaf.dtype), part)
 
-    return jax.tree.map(divide, alpha, params, moved)
+    return jax.tree.map(divide, alpha, way)
 
 
 @source("zou2022", "equation (2.4), ERM", "as printed")
