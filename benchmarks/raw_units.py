@@ -71,8 +71,8 @@ class Options:
     iterations: int = 1_000
     """Meta-steps."""
     cases: tuple[str, ...] = tuple(CASES)
-    """By name; the first, or with arms the first of them, is what the others are held against. The JSON keeps what it
-    has of other cases."""
+    """By name. They are held against the first of all, or of arms, read from the JSON where it is not run. The JSON
+    keeps what it has of other cases."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the runs."""
     out: Path = Path("benchmarks/results")
@@ -90,27 +90,24 @@ def losses(tasks: Weather | Arms, standardise: bool, options: Options, folder: P
 def main() -> None:
     """Run one after another."""
     options = tyro.cli(Options)
-    raw: dict[str, list[float]] = {}
-    met: dict[str, list[float]] = {}
+    path = options.out / "raw_units.json"
+    before = read_json(path) if path.exists() else {}
+    raw: dict[str, list[float]] = before.get("loss_as_they_are", {})
+    met: dict[str, list[float]] = before.get("loss_met", {})
     print("| | as they are | times those at 1 | met by the model |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for name in options.cases:
             tasks = CASES[name]
             raw[name] = losses(tasks, False, options, Path(folder))
             met[name] = losses(tasks, True, options, Path(folder))
-            mean, first = (
-                np.mean(raw[name]),
-                np.mean(raw[_ARMS if _ARMS in raw else options.cases[0]]),
-            )
+            first = _ARMS if isinstance(tasks, Arms) else next(iter(CASES))
+            mean, one = np.mean(raw[name]), np.mean(raw.get(first, np.nan))
             print(
-                f"| {name} | {mean:.3g} | {mean / first:.2f} | {np.mean(met[name]):.3g} |",
+                f"| {name} | {mean:.3g} | {mean / one:.2f} | {np.mean(met[name]):.3g} |",
                 flush=True,
             )
-    path = options.out / "raw_units.json"
-    before = read_json(path) if path.exists() else {}
-    found = {"loss_as_they_are": raw, "loss_met": met}
-    record = {name: before.get(name, {}) | losses for name, losses in found.items()}
-    write_json(path, {"iterations": options.iterations} | record)
+    record = {"iterations": options.iterations, "loss_as_they_are": raw, "loss_met": met}
+    write_json(path, record)
 
 
 if __name__ == "__main__":

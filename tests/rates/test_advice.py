@@ -232,7 +232,7 @@ def test_when_every_rate_makes_things_worse_the_least_harm_is_chosen():
     assert advice.warnings[1] == (
         f"adapting at {advice.label_free_alpha:.3g} makes 100% of tasks worse, with a query loss of "
         f"{measured[advice.curve.alpha.index(advice.label_free_alpha)]:.4g} instead of {measured[0]:.4g}; "
-        f"the best of the rates tried, {tried[0]:.3g}, is used"
+        f"the best of the rates tried is {tried[0]:.3g}"
     )
 
 

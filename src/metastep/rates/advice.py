@@ -265,7 +265,7 @@ def _choose(
         best = int(np.argmin(usable[1:])) + 1
         warnings.append(
             f"adapting at {chosen:.3g} makes {worse:.0%} of tasks worse, with a query loss of {tried:.4g} instead of "
-            f"{losses[0]:.4g}; the best of the rates tried, {rates[best]:.3g}, is used"
+            f"{losses[0]:.4g}; the best of the rates tried is {rates[best]:.3g}"
         )
         chosen = float(rates[best])
         reason += "; trying it out showed the quadratic to be too optimistic, so the best rate tried is used"

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from metastep._errors import InputError
 from metastep._kept import kept_jit
+from metastep._trees import scale
 from metastep._types import Episode, Params
 from metastep.models import Objective
 from metastep.rates.estimates import ratio_estimate
@@ -81,7 +82,7 @@ def grown_rate(
             return jax.lax.map(one, keys, batch_size=tasks_at_once or keys.shape[0])
 
         def is_wide(log_factor: Array) -> Array:
-            grown = _times(params, jnp.exp(log_factor))
+            grown = scale(jnp.exp(log_factor), params)
             outputs = over_tasks(lambda p, episode: objective.apply(p, episode.query.x), grown)
             return ~(_width(outputs) < width)  # beyond the largest number too
 
@@ -91,12 +92,13 @@ def grown_rate(
             return jnp.where(wide, bounds[0], middle), jnp.where(wide, middle, bounds[1])
 
         start = jnp.zeros_like(width), jnp.full_like(width, np.log(_MOST))
-        found = jnp.where(is_wide(start[0]), 0, jax.lax.fori_loop(0, _HALVINGS, halve, start)[1])
+        found = jax.lax.fori_loop(0, _HALVINGS, halve, start)[1]
 
         def terms(params: Params, episode: Episode) -> AwareTerms:
             return label_aware_terms(objective, params, episode, restrict)
 
-        return is_wide(start[1]), jnp.exp(found), over_tasks(terms, _times(params, jnp.exp(found)))
+        factor = jnp.exp(found)
+        return found < start[1], factor, over_tasks(terms, scale(factor, params))
 
     wide = np.asarray(width, jnp.result_type(float))
     reached, factor, terms = jax.device_get(measure(params, family, keys, wide))
@@ -107,10 +109,6 @@ def grown_rate(
     except InputError:
         return None
     return GrownRate(alpha, float(factor), width) if alpha > 0 else None
-
-
-def _times(params: Params, factor: Array) -> Params:
-    return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), params)
 
 
 def _width(outputs: Float[Array, "tasks examples outputs"]) -> Float[Array, ""]:
