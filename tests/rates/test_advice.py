@@ -14,7 +14,7 @@ from metastep._errors import InputError
 from metastep.adapt import GradientAdapter
 from metastep.models import Objective, linear, mlp
 from metastep.rates import RateAdvice, advise_rates, learned_start
-from metastep.rates.advice import AlphaCurve
+from metastep.rates.alpha_curve import AlphaCurve
 from metastep.tasks import AbstractTaskFamily, MixedLinear, Sinusoid
 
 CENTRE, SPREAD, NOISE, SHOTS = np.array([1.0, -0.5, 0.0, 2.0]), 0.8, 0.5, 6
@@ -340,6 +340,60 @@ def test_a_few_strays_that_decide_the_rate_are_told_of():
     assert not any("out of the ordinary" in text for text in advice_on_linear_tasks().warnings)
 
 
+def absolute_error(outputs, y):
+    return jnp.mean(jnp.abs(outputs - y))
+
+
+def of_loss(loss, **options):
+    """Advice for the linear model with another loss, and the loss at (alpha,) of the tasks it is checked on."""
+    objective = Objective.of(MODEL.apply, "regression", loss)
+    query_loss = query_loss_of(objective, GradientAdapter(1))
+    given = objective, MODEL.init(jax.random.key(0)), options.pop("family", FAMILY)
+    return advise_rates(*given, jax.random.key(0), query_loss, num_tasks=64, **options)
+
+
+def test_a_loss_without_curvature_has_a_rate_that_was_found_by_trying():
+    advice = of_loss(absolute_error)
+    low, high = advice.alpha_interval
+    assert 0 < low <= advice.alpha <= high < np.inf
+    assert (advice.label_free_alpha, advice.label_free_interval) == (None, None)
+    assert (advice.predicted_gain, advice.label_free_gain) == (None, None)
+    assert advice.alpha_chosen == advice.alpha
+    assert advice.alpha_reason.startswith("the loss has no curvature along the inner gradient")
+    # Of those around it, none is better by more than a search by powers of two can tell.
+    rates, losses = np.array(advice.curve.alpha), np.array(advice.curve.measured)
+    best = rates[losses.argmin()]
+    assert losses.min() < 0.9 * losses[0]
+    assert best / 2 <= advice.alpha <= 2 * best
+    # What a quadratic without curvature predicts is a straight line.
+    slopes = np.diff(advice.curve.predicted) / np.diff(rates)
+    np.testing.assert_allclose(slopes, slopes[0], rtol=1e-9)
+
+
+def test_without_curvature_and_where_no_step_helps_the_support_set_decides():
+    advice = of_loss(absolute_error, family=Contrary())
+    assert advice.alpha == 0
+    assert advice.support_alpha > 0
+    assert advice.alpha_reason.startswith(
+        "the loss has no curvature along the inner gradient, and of the rates tried none lowers"
+    )
+    assert advice.warnings[0] == "one inner step does not help yet at the starting parameters"
+
+
+def test_much_lower_rates_are_tried_where_there_is_a_little_curvature_that_does_not_tell():
+    def nearly_straight(outputs, y):
+        return absolute_error(outputs, y) + 1e-6 * jnp.mean(outputs**2)
+
+    straight, bent = of_loss(absolute_error), of_loss(nearly_straight)
+    assert bent.alpha > 1e4 * straight.alpha
+    assert bent.alpha_chosen == pytest.approx(straight.alpha, rel=1)
+    assert bent.label_free_alpha is not None
+    assert bent.curve.alpha == sorted(bent.curve.alpha)
+    losses = np.array(bent.curve.measured)
+    assert losses.min() < 0.9 * losses[0]
+    assert bent.alpha_chosen == bent.curve.alpha[losses.argmin()]
+
+
 @pytest.mark.parametrize("num_tasks", [1, 2.0])
 def test_two_tasks_are_the_least(num_tasks):
     with pytest.raises(InputError) as caught:
@@ -356,7 +410,7 @@ def test_parameters_that_are_not_finite_are_reported():
 def test_a_model_that_nothing_moves_is_reported():
     objective = Objective.of(lambda params, x: 0 * x[:, :1] @ params, "regression")
     with pytest.raises(
-        InputError, match="no curvature along the inner gradient: every rate is the"
+        InputError, match="no curvature along the inner gradient, and no slope either: every rate"
     ):
         advise_rates(
             objective,

@@ -156,3 +156,16 @@ def test_a_lowered_rate_stays_lowered(make):
 def test_impossible_rates_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_a_loss_without_curvature_leaves_the_rate_where_it_began():
+    absolute = Objective.of(lambda w, x: x @ w, "regression", lambda o, y: jnp.mean(jnp.abs(o - y)))
+    for rate in (
+        EstimatedRate(0.3, num_tasks=TASKS),
+        EstimatedRate(0.3, estimate="label-aware", num_tasks=TASKS),
+        EdgeRate(0.3, num_tasks=TASKS),
+    ):
+        state = rate.init(W.params)[1]
+        for _ in range(3):
+            state = rate.update(state, absolute, W, linear_episodes())
+        assert float(rate.alpha(W, state)) == pytest.approx(0.3)

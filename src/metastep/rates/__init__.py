@@ -4,7 +4,7 @@ from metastep.rates.advice import RateAdvice, advise_rates, learned_start
 from metastep.rates.core import AbstractRate, Factored, FactoredRate, FixedRate, LearnedRate
 from metastep.rates.curvature import Extremes, extreme_eigenvalues
 from metastep.rates.edges import StabilityEdge, TaskCurvature, stability_edge, task_curvature
-from metastep.rates.estimates import RatioEstimate, ratio_estimate
+from metastep.rates.estimates import RateEstimate, ratio_estimate
 from metastep.rates.grown import GrownRate, grown_rate
 from metastep.rates.hypergradient import hypergradient
 from metastep.rates.kinds import RATES, RateKind, make_rate
@@ -28,6 +28,7 @@ from metastep.rates.meta_edge import (
 )
 from metastep.rates.multi_step import MultiStepRates, multi_step_rates
 from metastep.rates.online import AnilOnlineRate, EdgeRate, EstimatedRate, ScheduledRate
+from metastep.rates.searched import least_loss_rate, rates_to_search
 from metastep.rates.smoothness import (
     FallahStep,
     SmoothnessConstants,
@@ -58,8 +59,8 @@ __all__ = [
     "MultiStepRates",
     "OuterOptimizer",
     "RateAdvice",
+    "RateEstimate",
     "RateKind",
-    "RatioEstimate",
     "ScheduledRate",
     "SmoothnessConstants",
     "StabilityEdge",
@@ -76,12 +77,14 @@ __all__ = [
     "label_free_terms",
     "largest_stable_rate",
     "learned_start",
+    "least_loss_rate",
     "make_optimizer",
     "make_rate",
     "meta_curvature",
     "meta_edge",
     "multi_step_rates",
     "per_layer_rates",
+    "rates_to_search",
     "ratio_estimate",
     "schedule_factor",
     "second_moments",

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,12 @@ from metastep._kept import kept_jit
 from metastep._trees import as_array
 from metastep._types import Episode, Params
 from metastep.models import Objective
-from metastep.rates.estimates import RatioEstimate, ratio_estimate
+from metastep.rates.alpha_curve import AlphaCurve, measured_curve, tried_around
+from metastep.rates.estimates import RateEstimate, check_finite, ratio_estimate
 from metastep.rates.grown import GrownRate, grown_rate
 from metastep.rates.label_aware import AwareTerms, label_aware_terms
-from metastep.rates.label_free import label_free_terms
+from metastep.rates.label_free import FreeTerms, label_free_terms
+from metastep.rates.searched import least_loss_rate, rates_to_search
 from metastep.tasks import AbstractTaskFamily
 
 QueryLoss = Callable[[Params, Episode, Array], Array]
@@ -28,28 +31,6 @@ _CHECKED_TASKS = 32
 _WIDE = 10.0
 # Of n coins, more than n / 2 + sqrt(n) times this are heads once in twenty times.
 _SIGN_TEST = 0.8224
-# The rates tried, relative to the estimate: close together where the minimum is expected.
-_CURVE_FACTORS = np.array([0.03, 0.1, 0.25, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0])
-
-
-@dataclasses.dataclass(frozen=True)
-class AlphaCurve:
-    """Query loss against alpha at the starting parameters.
-
-    Attributes
-    ----------
-    alpha : (points,) rates tried; the first is 0
-    measured : mean over tasks of the loss after adapting
-    ci95 : 95 % half-width of the change against alpha = 0, task by task
-    worse : share of tasks whose loss is larger than at alpha = 0, or not a number
-    predicted : the quadratic the estimate is the minimum of
-    """
-
-    alpha: list[float]
-    measured: list[float]
-    ci95: list[float]
-    worse: list[float]
-    predicted: list[float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +39,11 @@ class RateAdvice:
 
     Attributes
     ----------
-    alpha, alpha_interval : label-aware estimate and its 95 % interval over tasks
-    label_free_alpha, label_free_interval : (H.6), from the inputs alone
-    support_alpha, support_interval : the label-aware rate if the support set were its own query set
-    predicted_gain : share of the query loss one step at `alpha` removes, by the quadratic
+    alpha, alpha_interval : label-aware estimate and its 95 % interval over tasks; of a loss without curvature along
+        the inner gradient, such as an absolute error, the rate that left the least query loss of those tried
+    label_free_alpha, label_free_interval : (H.6), from the inputs alone; None where the loss has no curvature
+    support_alpha, support_interval : `alpha` if the support set were its own query set
+    predicted_gain : share of the query loss one step at `alpha` removes, by the quadratic; None without one
     label_free_gain : the same if task optima were isotropic and labels exact, as (H.6) assumes; on real
         tasks it is optimistic, often by far
     grown : the label-aware rate where outputs are as wide as labels; None where that was not asked for
@@ -74,12 +56,12 @@ class RateAdvice:
 
     alpha: float
     alpha_interval: list[float]
-    label_free_alpha: float
-    label_free_interval: list[float]
+    label_free_alpha: float | None
+    label_free_interval: list[float] | None
     support_alpha: float
     support_interval: list[float]
-    predicted_gain: float
-    label_free_gain: float
+    predicted_gain: float | None
+    label_free_gain: float | None
     grown: GrownRate | None
     alpha_chosen: float
     alpha_reason: str
@@ -126,8 +108,8 @@ def advise_rates(
     # Op by op, each would be compiled.
     keys, few_keys, probe_keys = kept_jit(partial(_keys, num_tasks, few))(key)
 
-    def over_tasks(function: Callable, keys: PRNGKeyArray, *rest, shared: tuple = ()):
-        """function(params, episode, ..., *shared) for the tasks of these keys, on the host; `shared` is of all."""
+    def over_tasks(function: Callable) -> Callable:
+        """Its function(params, episode, ..., *shared) for the tasks of some keys, on the host; `shared` is of all."""
 
         @kept_jit
         def compute(params, family, keys, rest, shared):
@@ -136,37 +118,81 @@ def advise_rates(
 
             return jax.lax.map(one, (keys, *rest), batch_size=tasks_at_once or keys.shape[0])
 
-        return jax.device_get(compute(params, family, keys, rest, shared))
+        def of_keys(keys: PRNGKeyArray, *rest: Array, shared: tuple = ()):
+            return jax.device_get(compute(params, family, keys, rest, shared))
+
+        return of_keys
 
     def on_query_and_support(p: Params, episode: Episode) -> tuple[AwareTerms, AwareTerms]:
         terms = partial(label_aware_terms, objective, p, restrict=restrict)
         return terms(episode), terms(Episode(episode.support, episode.support))
 
-    aware, fitted = over_tasks(on_query_and_support, keys)
-    free = over_tasks(
-        lambda p, episode, probe: label_free_terms(objective, p, episode, probe, restrict),
-        few_keys,
-        probe_keys,
+    def after_steps(p: Params, episode: Episode, tried: Array) -> Array:
+        return jax.lax.map(lambda alpha: query_loss(p, episode, alpha), tried)
+
+    def both_after_steps(p: Params, episode: Episode, tried: Array) -> tuple[Array, Array]:
+        on_support = Episode(episode.support, episode.support)
+        return after_steps(p, episode, tried), after_steps(p, on_support, tried)
+
+    def free_terms(p: Params, episode: Episode, probe: PRNGKeyArray) -> FreeTerms:
+        return label_free_terms(objective, p, episode, probe, restrict)
+
+    aware, fitted = over_tasks(on_query_and_support)(keys)
+    check_finite(*jax.tree.leaves((aware, fitted)))
+    if aware.curvature.sum() > 0 and fitted.curvature.sum() > 0:
+        found = _by_curvature(aware, fitted, over_tasks(free_terms)(few_keys, probe_keys))
+    else:
+        rates = rates_to_search(fitted.loss, fitted.slope)
+        losses = over_tasks(both_after_steps)(few_keys, shared=(_as_tried(rates),))
+        on_query, on_support = (least_loss_rate(rates, part) for part in losses)
+        found = _Estimates(on_query, on_support)
+    try_out = over_tasks(after_steps)
+    rates, losses = tried_around(
+        found.query.value if found.query.value > 0 else found.fallback.value,
+        lambda rates: try_out(few_keys, shared=(_as_tried(rates),)),
+        lower=found.query.value > 0,
     )
-    estimate = ratio_estimate(aware.slope, aware.curvature)
-    support = ratio_estimate(fitted.slope, fitted.curvature)
-    label_free = ratio_estimate(free.second, free.third)
-    centre = estimate.value if estimate.value > 0 else label_free.value
-    rates = np.concatenate([[0.0], centre * _CURVE_FACTORS])
-    tried = as_array(rates.astype(jnp.result_type(float)))
-    losses = over_tasks(
-        lambda p, episode, tried: jax.lax.map(lambda alpha: query_loss(p, episode, alpha), tried),
-        few_keys,
-        shared=(tried,),
-    )
-    checked = jax.tree.map(lambda terms: terms[:few], aware)
-    curve = _curve(rates, losses, checked)
+    curve = measured_curve(rates, losses, jax.tree.map(lambda terms: terms[:few], aware))
     grown = None
     if label_width is not None:
         grown = grown_rate(
             objective, params, family, few_keys, label_width, restrict, tasks_at_once
         )
-    return _advice(estimate, support, label_free, aware, free, curve, grown, num_tasks)
+    return _advice(found, curve, grown, num_tasks, few)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Estimates:
+    """What is known of the rate before it is tried out; the last three rest on a quadratic."""
+
+    query: RateEstimate
+    support: RateEstimate
+    label_free: RateEstimate | None = None
+    gain: float | None = None
+    free_gain: float | None = None
+
+    @property
+    def fallback(self) -> RateEstimate:
+        """The rate to use where no step helps the query set yet."""
+        return self.label_free or self.support
+
+
+def _by_curvature(aware: Any, fitted: Any, free: Any) -> _Estimates:
+    """Minima of quadratics, by `AwareTerms` on query and support sets and `FreeTerms`, on the host."""
+    query = ratio_estimate(aware.slope, aware.curvature)
+    gain = aware.slope.sum() ** 2 / (2 * aware.curvature.sum() * aware.loss.sum())
+    free_gain = free.second.sum() ** 2 / (free.first.sum() * free.third.sum())
+    return _Estimates(
+        query,
+        ratio_estimate(fitted.slope, fitted.curvature),
+        ratio_estimate(free.second, free.third),
+        float(gain) if query.value > 0 else 0.0,
+        float(free_gain),
+    )
+
+
+def _as_tried(rates: np.ndarray) -> Array:
+    return as_array(rates.astype(jnp.result_type(float)))
 
 
 def _keys(num_tasks: int, few: int, key: PRNGKeyArray) -> tuple[PRNGKeyArray, ...]:
@@ -176,46 +202,26 @@ def _keys(num_tasks: int, few: int, key: PRNGKeyArray) -> tuple[PRNGKeyArray, ..
     return keys, keys[:few], jax.random.split(probe_key, few)
 
 
-def _curve(rates: np.ndarray, losses: np.ndarray, aware: AwareTerms) -> AlphaCurve:
-    """Measured and predicted on the same tasks; the interval is that of the change against alpha = 0."""
-    slope, curvature = aware.slope.mean(), aware.curvature.mean()
-    predicted = aware.loss.mean() - rates * slope + 0.5 * rates**2 * curvature
-    with np.errstate(invalid="ignore", over="ignore"):
-        change = losses - losses[:, :1]
-        half_width = 1.959964 * change.std(axis=0, ddof=1) / np.sqrt(len(losses))
-        means = losses.mean(axis=0)
-    worse = np.mean(~(losses <= losses[:, :1]), axis=0)
-    return AlphaCurve(*(part.tolist() for part in (rates, means, half_width, worse, predicted)))
-
-
 def _advice(
-    estimate: RatioEstimate,
-    support: RatioEstimate,
-    label_free: RatioEstimate,
-    aware,
-    free,
-    curve: AlphaCurve,
-    grown: GrownRate | None,
-    num_tasks: int,
+    found: _Estimates, curve: AlphaCurve, grown: GrownRate | None, num_tasks: int, num_checked: int
 ) -> RateAdvice:
-    chosen, reason, warnings = _choose(estimate, label_free, curve, len(free.first))
+    chosen, reason, warnings = _choose(found, curve, num_checked)
     if grown is not None and grown.alpha < chosen:
         reason = (
             f"the label-aware rate where outputs are as wide as the labels, {grown.width:.3g}, which all parameters "
             f"{grown.factor:.3g} times as large make them, as training will; before it, {chosen:.3g} would be right"
         )
         chosen = grown.alpha
-    gain = aware.slope.sum() ** 2 / (2 * aware.curvature.sum() * aware.loss.sum())
-    free_gain = free.second.sum() ** 2 / (free.first.sum() * free.third.sum())
+    free = found.label_free
     return RateAdvice(
-        alpha=estimate.value,
-        alpha_interval=estimate.interval,
-        label_free_alpha=label_free.value,
-        label_free_interval=label_free.interval,
-        support_alpha=support.value,
-        support_interval=support.interval,
-        predicted_gain=float(gain) if estimate.value > 0 else 0.0,
-        label_free_gain=float(free_gain),
+        alpha=found.query.value,
+        alpha_interval=found.query.interval,
+        label_free_alpha=free.value if free else None,
+        label_free_interval=free.interval if free else None,
+        support_alpha=found.support.value,
+        support_interval=found.support.interval,
+        predicted_gain=found.gain,
+        label_free_gain=found.free_gain,
         grown=grown,
         alpha_chosen=chosen,
         alpha_reason=reason,
@@ -225,35 +231,9 @@ def _advice(
     )
 
 
-def _choose(
-    estimate: RatioEstimate, label_free: RatioEstimate, curve: AlphaCurve, num_checked: int
-) -> tuple[float, str, list[str]]:
+def _choose(found: _Estimates, curve: AlphaCurve, num_checked: int) -> tuple[float, str, list[str]]:
     """The estimate, unless it is not positive or adapting at that rate makes things worse."""
-    warnings = []
-    if estimate.value <= 0:
-        chosen, reason = (
-            label_free.value,
-            (
-                "the gradients of support and query disagree at the starting parameters, so the label-aware rate "
-                "is not positive; the label-free rate (H.6) is used"
-            ),
-        )
-        warnings.append("one inner step does not help yet at the starting parameters")
-    else:
-        chosen, reason = (
-            estimate.value,
-            (
-                "the label-aware rate minimises the quadratic approximation of the query loss along the inner "
-                "gradient, averaged over tasks"
-            ),
-        )
-        if estimate.low <= 0:
-            warnings.append("the interval of the label-aware rate includes 0: sample more tasks")
-        elif estimate.high > _WIDE * estimate.low:
-            warnings.append(
-                f"the interval of the label-aware rate spans a factor of {estimate.high / estimate.low:,.0f}: a few "
-                "tasks far out of the ordinary decide it; look for wrong units or broken labels among them"
-            )
+    chosen, reason, warnings = _estimated(found)
     rates, losses = np.array(curve.alpha), np.array(curve.measured)
     tried = np.interp(chosen, rates, np.nan_to_num(losses, nan=np.inf, posinf=np.inf))
     doubt = np.interp(chosen, rates, np.nan_to_num(curve.ci95, nan=0.0))
@@ -270,6 +250,38 @@ def _choose(
         chosen = float(rates[best])
         reason += "; trying it out showed the quadratic to be too optimistic, so the best rate tried is used"
     return float(chosen), reason, warnings
+
+
+def _estimated(found: _Estimates) -> tuple[float, str, list[str]]:
+    """The rate to try out first, why, and what to know of it."""
+    query, is_searched = found.query, found.label_free is None
+    if query.value <= 0:
+        reason = (
+            "the loss has no curvature along the inner gradient, and of the rates tried none lowers the query loss "
+            "at the starting parameters; the one that leaves the least support loss is used"
+            if is_searched
+            else "the gradients of support and query disagree at the starting parameters, so the label-aware rate "
+            "is not positive; the label-free rate (H.6) is used"
+        )
+        return (
+            found.fallback.value, reason, ["one inner step does not help yet at the starting parameters"]
+        )  # fmt: skip
+    reason = (
+        "the loss has no curvature along the inner gradient, so rates were tried, powers of two times Polyak's step: "
+        "this one leaves the least query loss, averaged over tasks"
+        if is_searched
+        else "the label-aware rate minimises the quadratic approximation of the query loss along the inner "
+        "gradient, averaged over tasks"
+    )
+    warnings = []
+    if query.low <= 0:
+        warnings.append("the interval of the label-aware rate includes 0: sample more tasks")
+    elif query.high > _WIDE * query.low:
+        warnings.append(
+            f"the interval of the label-aware rate spans a factor of {query.high / query.low:,.0f}: a few "
+            "tasks far out of the ordinary decide it; look for wrong units or broken labels among them"
+        )
+    return query.value, reason, warnings
 
 
 def learned_start(advice: RateAdvice) -> tuple[float, str]:

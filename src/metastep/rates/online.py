@@ -87,7 +87,9 @@ class AbstractWatchingRate(AbstractRate):
         bottom = self.decay * past_below + (1 - self.decay) * denominator
         usable = jnp.isfinite(top) & jnp.isfinite(bottom) & (bottom > 0)
         top, bottom = jnp.where(usable, top, past), jnp.where(usable, bottom, past_below)
-        value = state.factor * jnp.maximum(top / jnp.where(bottom > 0, bottom, 1), 0)
+        estimate = state.factor * jnp.maximum(top / jnp.where(bottom > 0, bottom, 1), 0)
+        # Nothing is known yet where no loss has shown curvature.
+        value = jnp.where(bottom > 0, estimate, state.value)
         return Watched(state.count + 1, top, bottom, state.factor, value.astype(state.value.dtype))
 
 

@@ -70,6 +70,14 @@ BIBLIOGRAPHY: dict[str, str] = {
   eprint        = {2602.06797},
   archiveprefix = {arXiv}
 }""",
+    "polyak1969": """@article{polyak1969unsmooth,
+  title   = {Minimization of Unsmooth Functionals},
+  author  = {Polyak, Boris T.},
+  journal = {USSR Computational Mathematics and Mathematical Physics},
+  volume  = {9},
+  number  = {3},
+  year    = {1969}
+}""",
     "cutkosky2020": """@inproceedings{cutkosky2020momentum,
   title     = {Momentum Improves Normalized {SGD}},
   author    = {Cutkosky, Ashok and Mehta, Harsh},
