@@ -55,8 +55,8 @@ def test_a_rate_at_which_one_task_is_lost_is_not_the_best():
 
 
 def test_the_interval_covers_the_best_rate_of_all_tasks():
-    # Losses |alpha - a| with a of the task's own: the mean is least at the median of a, here 1. Of 200 intervals of 95 %
-    # 180 cover it at least, or the chance is below 0.002.
+    # Losses |alpha - a| with a of the task's own: the mean is least at the median of a, here 1. Of 200 intervals of
+    # 95 % 180 cover it at least, or the chance is below 0.002.
     rng = np.random.default_rng(0)
     rates, covered = np.linspace(0, 3, 301), 0
     for _ in range(200):

@@ -23,6 +23,7 @@ from metastep.train import (
     RunFolder,
     TrainConfig,
     advance,
+    bounds,
     initial_state,
     train,
 )
@@ -49,7 +50,19 @@ def array(*values):
     ],
 )
 def test_usual_length(before, lengths, expected):
-    assert float(usual_length(array(before)[0], array(*lengths))) == pytest.approx(expected)
+    found = usual_length(array(before)[0], array(*lengths), jnp.asarray(2))
+    assert float(found) == pytest.approx(expected)
+
+
+def test_the_usual_length_falls_no_faster_than_the_root_of_the_meta_steps():
+    usual = array(np.inf)[0]
+    for number, now in enumerate([4.0, *[1e-12] * 99]):
+        usual = usual_length(usual, array(now, now, now), jnp.asarray(number))
+    assert float(usual) == pytest.approx(4.0 / 10)
+    # Slower than that, it follows: 100 meta-steps on, the running mean of logarithms has forgotten.
+    for number in range(100, 200):
+        usual = usual_length(usual, array(0.35, 0.35, 0.35), jnp.asarray(number))
+    assert float(usual) == pytest.approx(0.35, rel=1e-4)
 
 
 def test_the_bound_grows_with_the_fourth_root_of_the_meta_steps():
@@ -191,6 +204,37 @@ def test_one_long_gradient_does_not_own_the_meta_step():
     assert int(cut.window.left_out) == 0
     assert float(whole.window.gradient_norm / cut.window.gradient_norm) > 5
     assert 1 < float(cut.usual_length) < 4  # 2 |1 - y|: 2 for the median task
+
+
+class Solved(AbstractTaskFamily):
+    """One parameter is right for eleven tasks of twelve once it is 0; the twelfth wants the other at 30."""
+
+    kind = "regression"
+    input_shape = (2,)
+    output_size = 1
+
+    def sample(self, key):
+        unsolved = jax.random.uniform(key) < 1 / 12
+        x = jnp.where(unsolved, jnp.array([[0.0, 1.0]]), jnp.array([[1.0, 0.0]]))
+        batch = Batch(x, jnp.where(unsolved, 30.0, 0.0)[None, None])
+        return Episode(batch, batch)
+
+
+@pytest.mark.parametrize(("fall", "moves"), [(bounds._FALL, True), (np.inf, False)])
+def test_the_few_tasks_that_are_not_solved_yet_are_what_is_left_to_learn(fall, moves, monkeypatch):
+    # The gradients of solved tasks shrink by a fifth at each meta-step. Measured by them alone (fall at infinity),
+    # the others move their parameter as long as the running median remembers, and no more.
+    monkeypatch.setattr(bounds, "_FALL", fall)
+    model = Model(
+        init=lambda key: jnp.ones((2, 1)) * jnp.array([[1.0], [0.0]]), apply=lambda w, x: x @ w
+    )
+    learner = dataclasses.replace(
+        learner_of(3.0, steps=0), model=model, objective=Objective.of(model.apply, "regression")
+    )
+    params = run(learner, Solved(), 400).meta.params
+    assert abs(float(params[0, 0])) < 1e-3
+    assert (float(params[1, 0]) > 4) == moves
+    assert float(params[1, 0]) < 2 or moves
 
 
 def test_what_auto_stands_for():

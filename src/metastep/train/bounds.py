@@ -15,6 +15,8 @@ _LONE = 10
 """Of so many tasks, one may blow up without the meta-step being undone."""
 _GROWTH = 1 / 4
 """Power of the meta-steps done that the bound grows with."""
+_FALL = 1 / 2
+"""Power of the meta-steps done that the usual length may fall with."""
 
 
 @source("cutkosky2021", "clipped, averaged and normalised gradients", "derived", "for each task")
@@ -41,17 +43,26 @@ def longest(
     return jnp.asarray(times, usual.dtype) * (iteration + 1).astype(usual.dtype) ** _GROWTH * usual
 
 
-def usual_length(before: Float[Array, ""], lengths: Float[Array, " tasks"]) -> Float[Array, ""]:
+def usual_length(
+    before: Float[Array, ""], lengths: Float[Array, " tasks"], iteration: Int[Array, ""]
+) -> Float[Array, ""]:
     """The usual length of a task's meta-gradient: a running mean, in logarithms, of the median over tasks.
+
+    It falls no faster than the root of the number of the meta-step. Where classes can be told apart without error, most
+    tasks are solved sooner or later, and what is left of their gradients is next to nothing: measured by it, the few
+    tasks that are not solved yet, which are all there is to learn from, would be cut to nothing too.
 
     Parameters
     ----------
     before : what it was; infinite before the first meta-step
     lengths : of the tasks of a meta-step; infinite for those that blew up
+    iteration : meta-steps done
     """
     now = jnp.median(lengths).astype(before.dtype)
     mixed = jnp.exp(_MEMORY * jnp.log(before) + (1 - _MEMORY) * jnp.log(now))
-    following = jnp.where(jnp.isfinite(before), mixed, now)
+    done = iteration.astype(before.dtype)
+    least = before * (done / (done + 1)) ** _FALL
+    following = jnp.where(jnp.isfinite(before), jnp.maximum(mixed, least), now)
     return jnp.where(jnp.isfinite(now) & (now > 0), following, before)
 
 

@@ -73,7 +73,7 @@ def attempt(
     reference = jnp.where(first, jnp.mean(outcomes.loss_before), state.reference)
     usual, left_out = state.usual_length, jnp.zeros((), int)
     if outcomes.length is not None:
-        usual = usual_length(usual, outcomes.length)
+        usual = usual_length(usual, outcomes.length, state.iteration)
         outcomes, left_out = without_lone_failures(outcomes, EXPLOSION * reference)
     after = dataclasses.replace(
         state,
