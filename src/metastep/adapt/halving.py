@@ -1,4 +1,4 @@
-"""Adapting to a task at lower rates where the chosen ones make the support loss rise."""
+"""Adapting to a task at lower rates where the chosen ones overstep."""
 
 import dataclasses
 from collections.abc import Callable
@@ -24,14 +24,14 @@ class Halved(eqx.Module):
     Attributes
     ----------
     params : the adapted parameters
-    halvings : (steps,) how often the rates of each inner step were halved
-    left_out : (steps,) whether that was in vain, and the step was not taken
+    halvings : (steps,) how often rates were halved, in all, until each inner step
+    unadapted : (steps,) whether that was in vain, and no step was taken until there
     watched : what was to be noted after each inner step, on a leading axis
     """
 
     params: Params
     halvings: Int[Array, " steps"]
-    left_out: Bool[Array, " steps"]
+    unadapted: Bool[Array, " steps"]
     watched: PyTree[Array]
 
 
@@ -43,13 +43,15 @@ def adapt_halving(
     halvings: int = HALVINGS,
     watch: Callable[[Params], PyTree[Array]] = lambda params: None,
 ) -> Halved:
-    """Adapt by steps that do not raise the support loss: one that would is taken at half its rates, or less.
+    """Adapt by the steps as they are or, if those end at a lower support loss, by steps that never raise it.
 
     A small enough step against the gradient cannot raise the loss it descends on. A step that does has overstepped,
     on this task, the edge that its rates were chosen or learned for on others; from there the next steps can lead
-    out of the finite numbers. A new task brings no more than its support set to tell by, and that is enough: no query
-    example is looked at. Steps that do not raise the support loss are taken as they are. At negative rates, which
-    climb by intent, only a support loss that is not finite counts as failed.
+    out of the finite numbers. So one that would raise it is taken at half its rates, or less. But rates that are
+    learned for several steps may overstep by intent, and be back by the last: so plain steps are taken too, and after
+    each step the one of the two that has the lower support loss counts. A new task brings no more than its support
+    set to tell by, and that is enough: no query example is looked at. Where no step raises the support loss, there is
+    one way. At negative rates, which climb by intent, only a support loss that is not finite counts as failed.
 
     This is for tasks that come after meta-training, and is not differentiable in reverse.
 
@@ -75,11 +77,16 @@ def adapt_halving(
     (1, 2.0)
     """
     check_count("halvings", halvings, minimum=0)
+    if adapter.steps == 0:
+        none = jnp.zeros(0, int)
+        return Halved(params, none, none.astype(bool), None)
     one_step = dataclasses.replace(adapter, steps=1)
 
-    def step(current: Params, number: Any) -> tuple[Params, tuple]:
+    def plain(current: Params, rate: Rate) -> Params:
+        return one_step(inner_gradient, current, rate)[0]
+
+    def careful(current: Params, rate: Rate) -> tuple[Params, Array, Array]:
         value, gradient = inner_gradient(current)
-        rate = _rate_at(alpha, number)
 
         def moved(factor: Scalar, gradient: Params = gradient) -> Params:
             return one_step(lambda _: (value, gradient), current, _times(factor, rate))[0]
@@ -92,20 +99,46 @@ def adapt_halving(
         # A step that is left out is one along nothing: a rate of 0 will not do where the gradient is not finite. What
         # the adapter keeps fixed stays the same array here, so that the compiler computes it once for all steps.
         along = jax.tree.map(lambda leaf: jnp.where(failed, jnp.zeros_like(leaf), leaf), gradient)
-        after = moved(factor, along)
-        return after, (count, failed, watch(after))
+        return moved(factor, along), count, failed
 
-    if adapter.steps == 0:
-        none = jnp.zeros(0, int)
-        return Halved(params, none, none.astype(bool), None)
+    def step(ways: _Ways, number: Any) -> tuple[_Ways, tuple]:
+        rate = _rate_at(alpha, number)
+        after, count, failed = careful(ways.careful, rate)
+        total, unadapted = ways.halvings + count, ways.unadapted & failed
+        # The first step has one way, and so have all where none is to be halved.
+        straight = after
+        if halvings and adapter.steps > 1:
+            straight = plain(ways.plain, rate)
+        losses = (inner_gradient(way)[0] for way in (straight, after))
+        back = (total > 0) & _no_higher(*losses) if straight is not after else jnp.asarray(False)
+        best = jax.tree.map(lambda a, b: a if a is b else jnp.where(back, a, b), straight, after)
+        row = jnp.where(back, 0, total), unadapted & ~back, watch(best)
+        return _Ways(straight, after, best, total, unadapted), row
+
+    start = _Ways(params, params, params, jnp.zeros((), int), jnp.asarray(True))
     if adapter.steps > UNROLLED_STEPS:
-        params, noted = jax.lax.scan(step, params, jnp.arange(adapter.steps))
-        return Halved(params, *noted)
-    rows = []
+        ways, noted = jax.lax.scan(step, start, jnp.arange(adapter.steps))
+        return Halved(ways.best, *noted)
+    ways, rows = start, []
     for number in range(adapter.steps):
-        params, row = step(params, number)
+        ways, row = step(ways, number)
         rows.append(row)
-    return Halved(params, *jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows))
+    return Halved(ways.best, *jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows))
+
+
+class _Ways(eqx.Module):
+    """Where plain steps have led, where careful ones, the better of the two, and what became of careful rates."""
+
+    plain: Params
+    careful: Params
+    best: Params
+    halvings: Int[Array, ""]
+    unadapted: Bool[Array, ""]
+
+
+def _no_higher(a: Scalar, b: Scalar) -> Array:
+    """Whether `a` is finite and no higher."""
+    return jnp.isfinite(a) & (a <= b)
 
 
 def _highest_factor(

@@ -136,9 +136,8 @@ def judge_steps(
     if steps:
         losses, metrics = found.watched
         loss, metric = jnp.concatenate([loss, losses]), jnp.concatenate([metric, metrics])
-    counts = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(found.halvings)])
-    taken = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(~found.left_out)])
-    unadapted = (taken == 0) & (jnp.arange(steps + 1) > 0)
+    counts = jnp.concatenate([jnp.zeros(1, int), found.halvings])
+    unadapted = jnp.concatenate([jnp.zeros(1, bool), found.unadapted])
     return TaskCurve(loss, metric, counts, unadapted)
 
 

@@ -70,8 +70,10 @@ def _answer(
         for each in (found.params, params)
     )
     finite = jnp.isfinite(learner.objective(params, episode.support)) & all_finite(found.params)
-    unadapted = jnp.all(found.left_out) if steps else jnp.asarray(False)
-    return Answer(after, before, jnp.sum(found.halvings), unadapted, finite)
+    halved, unadapted = (
+        (found.halvings[-1], found.unadapted[-1]) if steps else (jnp.asarray(0), jnp.asarray(False))
+    )
+    return Answer(after, before, halved, unadapted, finite)
 
 
 def compile_answer(learner: Learner) -> Callable[..., Answer]:
