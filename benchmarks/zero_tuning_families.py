@@ -16,7 +16,7 @@ from awkward_problems import (
     huber,
     recurrent,
 )
-from later_problems import Arms, Modes, Sparse
+from later_problems import Arms, Decays, Modes, Sparse, Spirals, absolute_error
 from metastep.models import linear, mlp
 from metastep.tasks import MixedLinear, Quadratic, Sinusoid
 from own_problems import (
@@ -171,5 +171,11 @@ FAMILIES: dict[str, Family] = {
     ),
     "clusters, Reptile": Family(
         {"tasks": Clusters, "algorithm": "reptile", "steps": 5}, (3e-2, 3), (100, 300, 1_000), _LONG
+    ),
+    # Classes that can be told apart without error, and a loss without curvature. They found misses too.
+    "spirals": Family({"tasks": Spirals}, (1e-1, 10), (100, 300, 1_000), _LONG),
+    "spirals, 5 inner steps": Family({"tasks": Spirals, "steps": 5}, (3e-2, 3), (100, 300, 1_000), _LONG),
+    "decays, absolute error": Family(
+        {"tasks": Decays, "loss": absolute_error}, (3e-3, 3e-1), (100, 300, 1_000), _LONG
     ),
 }  # fmt: skip
