@@ -48,9 +48,9 @@ def usual_length(
 ) -> Float[Array, ""]:
     """The usual length of a task's meta-gradient: a running mean, in logarithms, of the median over tasks.
 
-    It falls no faster than the root of the number of the meta-step. Where classes can be told apart without error, most
-    tasks are solved sooner or later, and what is left of their gradients is next to nothing: measured by it, the few
-    tasks that are not solved yet, which are all there is to learn from, would be cut to nothing too.
+    It falls no faster than the root of the number of the meta-step. Where classes can be told apart without error,
+    most tasks are solved sooner or later, and what is left of their gradients is next to nothing: measured by it, the
+    few tasks that are not solved yet, which are all there is to learn from, would be cut to nothing too.
 
     Parameters
     ----------
