@@ -122,6 +122,23 @@ def test_a_learned_rate_starts_at_the_larger_of_the_two_unless_that_ruins_the_mo
     assert reason.startswith("measured" if start == 1 else "the best rate for the support set")
 
 
+@pytest.mark.parametrize(
+    ("chosen", "support", "losses", "start"),
+    [
+        (2.0, 4.0, (1.0, 0.5, 1.5, 1.6), 1.0),  # the best of 0, 1, 2 and 4 after all steps
+        (2.0, 4.0, (1.0, 2.0, 1.5, 1.4), 4.0),
+        (1.0, 0.5, (1.0, 0.9, 0.5, 4.0), 1.0),  # lower already
+        (2.0, 4.0, (1.0, 1.1, math.inf, math.nan), 1.0),  # never 0
+    ],
+)
+def test_a_rate_that_stays_starts_no_higher_than_the_best_of_those_tried(
+    chosen, support, losses, start
+):
+    found, reason = learned_start(measured(chosen, support, losses), no_higher=True)
+    assert found == pytest.approx(start)
+    assert reason.startswith("of the rates tried") == (start < chosen)
+
+
 def test_without_trouble_the_estimate_is_chosen():
     advice = advice_on_linear_tasks()
     assert advice.alpha_chosen == advice.alpha

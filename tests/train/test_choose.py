@@ -1,4 +1,6 @@
-"""The meta rate that `auto` stands for: a share of the edge where the optimiser takes gradients as they are."""
+"""What `auto` stands for: the meta rate, and where alpha starts if it is not to fall."""
+
+import dataclasses
 
 import jax
 import jax.flatten_util
@@ -8,7 +10,8 @@ import pytest
 
 from metastep.rates import default_meta_lr
 from metastep.tasks import batch_of_episodes
-from metastep.train import TrainConfig, choose_meta_lr, load_tasks
+from metastep.train import TrainConfig, choose_meta_lr, choose_rates, load_tasks
+from metastep.train.choose import measure_rates
 from metastep.train.problem import build_inner_loop, build_model, split_keys
 
 CONFIG = {"tasks": "sinusoid", "hidden": (6,), "shots": 4, "steps": 1}
@@ -46,3 +49,27 @@ def test_adaptive_optimisers_keep_their_default_and_a_given_rate_is_kept():
     assert choose_meta_lr(relative, load_tasks(relative), 0.01) == expected
     given = TrainConfig(**CONFIG, optimizer="sgd", meta_lr=0.3)
     assert choose_meta_lr(given, load_tasks(given), 0.01) == (0.3, "given by the user")
+
+
+@pytest.mark.parametrize(
+    ("rate", "steps", "starts_lower"),
+    [
+        ("rising-meta-sgd", 3, True),
+        ("rising-meta-sgd", 1, False),
+        ("shared-meta-sgd", 3, False),
+        ("meta-sgd", 3, False),
+    ],
+)
+def test_alpha_starts_at_the_best_rate_tried_where_it_stays_and_there_are_several_steps(
+    rate, steps, starts_lower
+):
+    config = TrainConfig(**CONFIG | {"steps": steps, "rate": rate, "rehearse": False})
+    config = dataclasses.replace(config, optimizer="adam", meta_lr=0.01, iterations=1)
+    tasks = load_tasks(config)
+    measured = measure_rates(config, tasks, num_tasks=32)
+    rates = measured.curve.alpha
+    # As if three steps overstepped from the second rate on.
+    curve = dataclasses.replace(measured.curve, measured=[1.0, 0.7, *[0.9] * (len(rates) - 2)])
+    advice = dataclasses.replace(measured, curve=curve)
+    start = choose_rates(config, tasks, advice=advice)["alpha_chosen"]
+    assert start == (rates[1] if starts_lower else max(advice.alpha_chosen, advice.support_alpha))

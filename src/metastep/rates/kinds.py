@@ -17,11 +17,13 @@ class RateKind:
     make : (starting value, restriction to what adapts, where that is) -> rate
     summary : what it does, for reports
     learned : whether the outer optimiser moves it on from there
+    may_fall : whether it may end below where it starts
     """
 
     make: Callable[[float, Restrict, Mask | None], AbstractRate]
     summary: str
     learned: bool = False
+    may_fall: bool = True
 
 
 RATES: dict[str, RateKind] = {
@@ -36,6 +38,7 @@ RATES: dict[str, RateKind] = {
         "each parameter has an alpha of its own, a shared rate that does not fall below its start times a factor, "
         "all learned with the initialisation by the outer optimiser",
         learned=True,
+        may_fall=False,
     ),
     "meta-sgd": RateKind(
         lambda start, restrict, adapts: LearnedRate(start, "parameter", adapts),

@@ -92,7 +92,8 @@ def _measured(config: TrainConfig, advice: RateAdvice) -> dict[str, Any]:
     """What was measured as a record; a rate that is learned may start elsewhere."""
     record = to_plain(advice)
     if RATES[config.rate].learned:
-        start, reason = learned_start(advice)
+        stays = not RATES[config.rate].may_fall
+        start, reason = learned_start(advice, no_higher=stays and (config.steps or 1) > 1)
         record |= {"alpha_chosen": start, "alpha_reason": reason}
     return record
 
