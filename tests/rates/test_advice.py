@@ -13,7 +13,7 @@ from metastep import Batch, Episode
 from metastep._errors import InputError
 from metastep.adapt import GradientAdapter
 from metastep.models import Objective, linear, mlp
-from metastep.rates import RateAdvice, advise_rates, learned_start
+from metastep.rates import RateAdvice, advise_rates, learned_start, no_higher_than_tried
 from metastep.rates.alpha_curve import AlphaCurve
 from metastep.tasks import AbstractTaskFamily, MixedLinear, Sinusoid
 
@@ -134,7 +134,8 @@ def test_a_learned_rate_starts_at_the_larger_of_the_two_unless_that_ruins_the_mo
 def test_a_rate_that_stays_starts_no_higher_than_the_best_of_those_tried(
     chosen, support, losses, start
 ):
-    found, reason = learned_start(measured(chosen, support, losses), no_higher=True)
+    advice = measured(chosen, support, losses)
+    found, reason = no_higher_than_tried(advice, *learned_start(advice))
     assert found == pytest.approx(start)
     assert reason.startswith("of the rates tried") == (start < chosen)
 

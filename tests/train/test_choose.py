@@ -58,6 +58,8 @@ def test_adaptive_optimisers_keep_their_default_and_a_given_rate_is_kept():
         ("rising-meta-sgd", 1, False),
         ("shared-meta-sgd", 3, False),
         ("meta-sgd", 3, False),
+        ("fixed", 3, True),
+        ("fixed", 1, False),
     ],
 )
 def test_alpha_starts_at_the_best_rate_tried_where_it_stays_and_there_are_several_steps(
@@ -72,4 +74,7 @@ def test_alpha_starts_at_the_best_rate_tried_where_it_stays_and_there_are_severa
     curve = dataclasses.replace(measured.curve, measured=[1.0, 0.7, *[0.9] * (len(rates) - 2)])
     advice = dataclasses.replace(measured, curve=curve)
     start = choose_rates(config, tasks, advice=advice)["alpha_chosen"]
-    assert start == (rates[1] if starts_lower else max(advice.alpha_chosen, advice.support_alpha))
+    of_one = (
+        advice.alpha_chosen if rate == "fixed" else max(advice.alpha_chosen, advice.support_alpha)
+    )
+    assert start == (rates[1] if starts_lower else of_one)

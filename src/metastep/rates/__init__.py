@@ -1,6 +1,6 @@
 """Which alpha (and beta) now: prescribed and learned rates, and what theory and measurement advise."""
 
-from metastep.rates.advice import RateAdvice, advise_rates, learned_start
+from metastep.rates.advice import RateAdvice, advise_rates, learned_start, no_higher_than_tried
 from metastep.rates.core import AbstractRate, Factored, FactoredRate, FixedRate, LearnedRate
 from metastep.rates.curvature import Extremes, extreme_eigenvalues
 from metastep.rates.edges import StabilityEdge, TaskCurvature, stability_edge, task_curvature
@@ -83,6 +83,7 @@ __all__ = [
     "meta_curvature",
     "meta_edge",
     "multi_step_rates",
+    "no_higher_than_tried",
     "per_layer_rates",
     "rates_to_search",
     "ratio_estimate",

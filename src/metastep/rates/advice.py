@@ -284,7 +284,7 @@ def _estimated(found: _Estimates) -> tuple[float, str, list[str]]:
     return query.value, reason, warnings
 
 
-def learned_start(advice: RateAdvice, *, no_higher: bool = False) -> tuple[float, str]:
+def learned_start(advice: RateAdvice) -> tuple[float, str]:
     """Where a rate that is learned with the initialisation should start, and why.
 
         max(alpha_chosen, support_alpha)
@@ -299,23 +299,10 @@ def learned_start(advice: RateAdvice, *, no_higher: bool = False) -> tuple[float
     advice : what was measured; the start is no larger than the largest rate tried, and stays `alpha_chosen` where
         trying the larger one out ruined the model before it is trained (a loss that more than doubles), or where
         outputs have yet to grow to wide labels
-    no_higher : than the best rate tried. Estimates are those of one step; of several, which are tried out, a lower
-        rate may be the best. A rate that will not fall below its start has to begin there
     """
     if advice.grown is not None:
         return advice.alpha_chosen, advice.alpha_reason
     rates, losses = np.array(advice.curve.alpha), np.array(advice.curve.measured)
-    start, reason = _support_start(advice, rates, losses)
-    best = float(rates[np.argmin(np.where(np.isfinite(losses), losses, np.inf)[1:]) + 1])
-    if not no_higher or start <= best:
-        return start, reason
-    return best, (
-        f"of the rates tried, that of least query loss after all inner steps; for one step it would be {start:.3g}"
-    )
-
-
-def _support_start(advice: RateAdvice, rates: np.ndarray, losses: np.ndarray) -> tuple[float, str]:
-    """The larger of `alpha_chosen` and, unless it ruins the model, `support_alpha`, and why."""
     start = min(advice.support_alpha, float(rates[-1]))
     tried = np.interp(start, rates, np.nan_to_num(losses, nan=np.inf, posinf=np.inf))
     if start <= advice.alpha_chosen or not tried - losses[0] <= abs(losses[0]):
@@ -323,4 +310,19 @@ def _support_start(advice: RateAdvice, rates: np.ndarray, losses: np.ndarray) ->
     return start, (
         f"the best rate for the support set itself; that for the query set, {advice.alpha_chosen:.3g}, tends to it "
         "as meta-training makes more of what is learned from the support set carry over"
+    )
+
+
+def no_higher_than_tried(advice: RateAdvice, start: float, reason: str) -> tuple[float, str]:
+    """A start and its reason or, if it is lower, the rate of least query loss of those tried.
+
+    Estimates are those of one step. Of several, which are tried out, a lower rate may be the best; one that does not
+    fall in training has to begin there.
+    """
+    rates, losses = np.array(advice.curve.alpha[1:]), np.array(advice.curve.measured[1:])
+    best = float(rates[np.argmin(np.where(np.isfinite(losses), losses, np.inf))])
+    if start <= best:
+        return start, reason
+    return best, (
+        f"of the rates tried, that of least query loss after all inner steps; for one step it would be {start:.3g}"
     )

@@ -56,7 +56,9 @@ RATES: dict[str, RateKind] = {
         learned=True,
     ),
     "fixed": RateKind(
-        lambda start, restrict, adapts: FixedRate(start), "alpha stays where it starts"
+        lambda start, restrict, adapts: FixedRate(start),
+        "alpha stays where it starts",
+        may_fall=False,
     ),
     "label-free": RateKind(
         lambda start, restrict, adapts: EstimatedRate(start, restrict=restrict),

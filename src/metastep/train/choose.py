@@ -16,6 +16,7 @@ from metastep.rates import (
     default_meta_lr,
     learned_start,
     meta_edge,
+    no_higher_than_tried,
 )
 from metastep.tasks import batch_of_episodes
 from metastep.train.config import ProblemConfig, TrainConfig, check_config
@@ -89,13 +90,13 @@ def choose_rates(
 
 
 def _measured(config: TrainConfig, advice: RateAdvice) -> dict[str, Any]:
-    """What was measured as a record; a rate that is learned may start elsewhere."""
-    record = to_plain(advice)
-    if RATES[config.rate].learned:
-        stays = not RATES[config.rate].may_fall
-        start, reason = learned_start(advice, no_higher=stays and (config.steps or 1) > 1)
-        record |= {"alpha_chosen": start, "alpha_reason": reason}
-    return record
+    """What was measured as a record; a rate that is learned, or stays, may start elsewhere."""
+    kind = RATES[config.rate]
+    chosen = advice.alpha_chosen, advice.alpha_reason
+    start, reason = learned_start(advice) if kind.learned else chosen
+    if not kind.may_fall and (config.steps or 1) > 1:
+        start, reason = no_higher_than_tried(advice, start, reason)
+    return to_plain(advice) | {"alpha_chosen": start, "alpha_reason": reason}
 
 
 def _after_rehearsals(config: TrainConfig, rehearsals: Rehearsals, reason: str) -> dict[str, Any]:

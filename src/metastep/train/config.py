@@ -129,8 +129,7 @@ class TrainConfig(ProblemConfig):
     factor of each parameter), rising-meta-sgd (the same, but the shared one does not fall below its start), meta-sgd
     (one for each parameter), per-layer, learned (a single one). Followed by measurement: label-free, label-free-max,
     label-aware, edge. Or fixed. auto: where --alpha is auto, rising-meta-sgd for class labels and shared-meta-sgd for
-    real targets and fomaml; for reptile shared-meta-sgd on class labels and fixed on real targets; fixed where it is
-    given."""
+    real targets and fomaml; fixed where it is given, and for reptile."""
     meta_lr: float | Literal["auto"] = "auto"
     """Meta (outer) rate at its peak. auto: a default argued for in the report."""
     schedule: ScheduleName = "auto"
@@ -277,15 +276,14 @@ def default_rate(config: TrainConfig, kind: Kind) -> str:
     A rate that is too high for a model costs squared errors by its square, and losses of class labels in proportion:
     these have the slope of the errors, at most 1. Trained at it, a classifier makes use of it. But first-order
     meta-gradients do not know that parameters adapt: by them it does not learn to. Reptile's move does not even know
-    the query loss that rates would be learned by, and where errors are squared, rates that rise can ruin it.
+    the query loss that rates would be learned by: they may rise until units die, or fall until nothing adapts.
     """
     if config.rate != "auto":
         return config.rate
-    if config.alpha != "auto" or config.algorithm == "erm":
+    if config.alpha != "auto" or config.algorithm in ("erm", "reptile"):
         return "fixed"
-    if kind == "regression":
-        return "fixed" if config.algorithm == "reptile" else "shared-meta-sgd"
-    return "shared-meta-sgd" if config.algorithm in ("fomaml", "reptile") else "rising-meta-sgd"
+    stays = kind == "classification" and config.algorithm != "fomaml"
+    return "rising-meta-sgd" if stays else "shared-meta-sgd"
 
 
 def fill_defaults(config: TrainConfig, description: dict[str, Any], model: Any) -> TrainConfig:
