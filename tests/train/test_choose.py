@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metastep.rates import default_meta_lr
-from metastep.tasks import batch_of_episodes
+from metastep import Batch, Episode
+from metastep.rates import default_meta_lr, learned_start
+from metastep.tasks import AbstractTaskFamily, batch_of_episodes
 from metastep.train import TrainConfig, choose_meta_lr, choose_rates, load_tasks
 from metastep.train.choose import measure_rates
-from metastep.train.problem import build_inner_loop, build_model, split_keys
+from metastep.train.problem import build_inner_loop, build_model, filled, split_keys
 
 CONFIG = {"tasks": "sinusoid", "hidden": (6,), "shots": 4, "steps": 1}
 
@@ -78,3 +79,45 @@ def test_alpha_starts_at_the_best_rate_tried_where_it_stays_and_there_are_severa
         advice.alpha_chosen if rate == "fixed" else max(advice.alpha_chosen, advice.support_alpha)
     )
     assert start == (rates[1] if starts_lower else of_one)
+
+
+class Sides(AbstractTaskFamily):
+    """Two classes on either side of a line through 0."""
+
+    kind = "classification"
+    input_shape = (2,)
+    output_size = 2
+
+    def sample(self, key):
+        line_key, input_key = jax.random.split(key)
+        x = jax.random.normal(input_key, (20, 2))
+        y = (x @ jax.random.normal(line_key, (2,)) > 0).astype(int)
+        return Episode(Batch(x[:10], y[:10]), Batch(x[10:], y[10:]))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "algorithm", "rate", "share"),
+    [
+        (Sides, "reptile", "auto", 1 / 3),
+        (Sides, "reptile", "meta-sgd", 1),
+        (Sides, "fomaml", "fixed", 1),
+        ("sinusoid", "reptile", "auto", 1),
+    ],
+)
+def test_reptile_takes_a_third_of_what_is_measured_on_class_labels(tasks, algorithm, rate, share):
+    config = TrainConfig(
+        tasks=tasks,
+        algorithm=algorithm,
+        rate=rate,
+        hidden=(6,),
+        steps=1,
+        iterations=1,
+        meta_lr=0.01,
+    )
+    task_set = load_tasks(config)
+    config = filled(config, task_set.description)
+    advice = measure_rates(config, task_set, num_tasks=8)
+    record = choose_rates(config, task_set, advice=advice)
+    expected = learned_start(advice)[0] if rate == "meta-sgd" else advice.alpha_chosen
+    assert record["alpha_chosen"] == pytest.approx(share * expected)
+    assert record["alpha_reason"].startswith("a third") == (share < 1)

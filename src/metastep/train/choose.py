@@ -8,6 +8,7 @@ import numpy as np
 
 from metastep._errors import InputError
 from metastep._records import to_plain
+from metastep._types import Kind
 from metastep.adapt import GradientAdapter
 from metastep.rates import (
     RATES,
@@ -33,6 +34,9 @@ from metastep.train.sharpness import SHARE_OF_EDGE
 from metastep.train.units import remarks_on_units, width_to_grow_to
 
 _EDGE_TASKS, _LANCZOS = 32, 20
+_REPTILE_ON_CLASSES = 1 / 3
+"""Of the measured rate. Weights of classifiers grow early, with them the curvature, and Reptile does not teach a
+model to stay fit for its rate."""
 
 
 def measure_rates(config: ProblemConfig, task_set: TaskSet, *, num_tasks: int = 128) -> RateAdvice:
@@ -66,7 +70,9 @@ def choose_rates(
     `announce` is told of rehearsals; `advice` is what `measure_rates` found, if that is known.
     """
     if config.alpha == "auto":
-        record = _measured(config, advice or measure_rates(config, task_set))
+        record = _measured(
+            config, task_set.description["kind"], advice or measure_rates(config, task_set)
+        )
     else:
         record = {"alpha_chosen": config.alpha, "alpha_reason": "given by the user"}
     alpha = float(record["alpha_chosen"])
@@ -89,13 +95,16 @@ def choose_rates(
     }
 
 
-def _measured(config: TrainConfig, advice: RateAdvice) -> dict[str, Any]:
+def _measured(config: TrainConfig, tasks_kind: Kind, advice: RateAdvice) -> dict[str, Any]:
     """What was measured as a record; a rate that is learned, or stays, may start elsewhere."""
     kind = RATES[config.rate]
     chosen = advice.alpha_chosen, advice.alpha_reason
     start, reason = learned_start(advice) if kind.learned else chosen
     if not kind.may_fall and (config.steps or 1) > 1:
         start, reason = no_higher_than_tried(advice, start, reason)
+    if config.algorithm == "reptile" and tasks_kind == "classification" and not kind.may_fall:
+        reason = f"a third, as Reptile does not teach a classifier to make use of its rate, of {start:.3g}: {reason}"
+        start *= _REPTILE_ON_CLASSES
     return to_plain(advice) | {"alpha_chosen": start, "alpha_reason": reason}
 
 
