@@ -398,6 +398,15 @@ def test_without_curvature_and_where_no_step_helps_the_support_set_decides():
     assert advice.warnings[0] == "one inner step does not help yet at the starting parameters"
 
 
+def test_without_curvature_and_where_no_rate_lowers_any_loss_one_has_to_be_given():
+    objective = Objective.of(MODEL.apply, "regression", absolute_error)
+    given = objective, MODEL.init(jax.random.key(0)), FAMILY, jax.random.key(0)
+    with pytest.raises(
+        InputError, match=r"no rate tried lowers it, .* give a rate yourself \(--alpha\)"
+    ):
+        advise_rates(*given, lambda params, episode, alpha: alpha, num_tasks=4)
+
+
 def test_much_lower_rates_are_tried_where_there_is_a_little_curvature_that_does_not_tell():
     def nearly_straight(outputs, y):
         return absolute_error(outputs, y) + 1e-6 * jnp.mean(outputs**2)

@@ -105,12 +105,11 @@ def adapt_halving(
         rate = _rate_at(alpha, number)
         after, count, failed = careful(ways.careful, rate)
         total, unadapted = ways.halvings + count, ways.unadapted & failed
-        # The first step has one way, and so have all where none is to be halved.
-        straight = after
-        if halvings and adapter.steps > 1:
+        straight, back = after, jnp.asarray(False)
+        if halvings and adapter.steps > 1:  # else there is one way
             straight = plain(ways.plain, rate)
-        losses = (inner_gradient(way)[0] for way in (straight, after))
-        back = (total > 0) & _no_higher(*losses) if straight is not after else jnp.asarray(False)
+            losses = (inner_gradient(way)[0] for way in (straight, after))
+            back = (total > 0) & _no_higher(*losses)
         best = jax.tree.map(lambda a, b: a if a is b else jnp.where(back, a, b), straight, after)
         row = jnp.where(back, 0, total), unadapted & ~back, watch(best)
         return _Ways(straight, after, best, total, unadapted), row

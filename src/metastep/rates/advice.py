@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from metastep._errors import check_count
+from metastep._errors import InputError, check_count
 from metastep._kept import kept_jit
 from metastep._trees import as_array
 from metastep._types import Episode, Params
@@ -145,6 +145,11 @@ def advise_rates(
         rates = rates_to_search(fitted.loss, fitted.slope)
         losses = over_tasks(both_after_steps)(few_keys, shared=(_as_tried(rates),))
         on_query, on_support = (least_loss_rate(rates, part) for part in losses)
+        if not max(on_query.value, on_support.value) > 0:
+            raise InputError(
+                "the loss has no curvature along the inner gradient, and no rate tried lowers it, on support sets "
+                "neither: give a rate yourself (--alpha)"
+            )
         found = _Estimates(on_query, on_support)
     try_out = over_tasks(after_steps)
     rates, losses = tried_around(
