@@ -278,12 +278,12 @@ def _estimated(found: _Estimates) -> tuple[float, str, list[str]]:
         else "the label-aware rate minimises the quadratic approximation of the query loss along the inner "
         "gradient, averaged over tasks"
     )
-    warnings = []
+    name, warnings = "searched" if is_searched else "label-aware", []
     if query.low <= 0:
-        warnings.append("the interval of the label-aware rate includes 0: sample more tasks")
+        warnings.append(f"the interval of the {name} rate includes 0: sample more tasks")
     elif query.high > _WIDE * query.low:
         warnings.append(
-            f"the interval of the label-aware rate spans a factor of {query.high / query.low:,.0f}: a few "
+            f"the interval of the {name} rate spans a factor of {query.high / query.low:,.0f}: a few "
             "tasks far out of the ordinary decide it; look for wrong units or broken labels among them"
         )
     return query.value, reason, warnings

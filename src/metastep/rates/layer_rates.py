@@ -194,7 +194,9 @@ def per_layer_rates(
             "the loss or its derivatives are not finite at these parameters; check the data for huge values"
         )
     if not curvature.any():
-        raise InputError("the loss has no curvature on these tasks: every rate is the same")
+        raise InputError(
+            "the loss has no curvature on these tasks, so its quadratic has no minimum"
+        )
     alphas = _solve(curvature.mean(axis=0), slope.mean(axis=0))
     draws = np.random.default_rng(0).integers(0, num_tasks, (_RESAMPLES, num_tasks))
     resampled = [_solve(curvature[draw].mean(axis=0), slope[draw].mean(axis=0)) for draw in draws]

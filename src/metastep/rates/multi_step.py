@@ -145,7 +145,9 @@ def _over_tasks(
 def _without_labels(found: SpectralMeasure, steps: int) -> dict[str, Any]:
     nodes, weights = np.asarray(found.nodes, float), np.asarray(found.weights, float)
     if not (nodes * weights).sum() > 0:
-        raise InputError("the loss has no curvature on these tasks: every rate is the same")
+        raise InputError(
+            "the loss has no curvature on these tasks, so its quadratic has no minimum"
+        )
     draws = np.random.default_rng(0).integers(0, len(nodes), (_RESAMPLES, len(nodes)))
     samples = [(nodes, weights), *((nodes[draw], weights[draw]) for draw in draws)]
     alphas = np.array([best_rate(*sample, steps) for sample in samples])
@@ -205,7 +207,9 @@ def _with_labels(found: KrylovTerms, steps: int) -> dict[str, Any]:
     """Minimise the mean predicted query loss, over one log rate and over one for each step."""
     nodes, weights = _gradient_measure(found)
     if not (nodes * weights).sum() > 0:
-        raise InputError("the loss has no curvature on these tasks: every rate is the same")
+        raise InputError(
+            "the loss has no curvature on these tasks, so its quadratic has no minimum"
+        )
     before = float(np.mean(found.loss))
     grid = np.log(np.geomspace(1e-3, 4.0, 60) / nodes.max())
     losses = [float(np.mean(_task_losses(found, jnp.asarray([log]), steps))) for log in grid]
