@@ -59,7 +59,8 @@ def tried_around(
 
 def _helps(losses: np.ndarray) -> bool:
     """Whether any rate beside the first, which is 0, lowers the mean loss."""
-    means = losses.mean(axis=0)
+    with np.errstate(invalid="ignore", over="ignore"):  # of tasks that diverge
+        means = losses.mean(axis=0)
     return bool((means[1:] < means[0]).any())
 
 

@@ -13,6 +13,7 @@ from metastep._errors import InputError, check_count
 from metastep._types import Episode, Params, Rate
 from metastep.models import Objective
 from metastep.rates.edges import _everything
+from metastep.rates.estimates import check_finite
 from metastep.rates.label_aware import bend, ggn_product, pull_back
 from metastep.tasks import AbstractTaskFamily
 from metastep.theory.citations import source
@@ -189,10 +190,7 @@ def per_layer_rates(
     loss, slope, curvature = (
         np.asarray(leaf, float) for leaf in (found.loss, found.slope, found.curvature)
     )
-    if not all(np.isfinite(leaf).all() for leaf in (loss, slope, curvature)):
-        raise InputError(
-            "the loss or its derivatives are not finite at these parameters; check the data for huge values"
-        )
+    check_finite(loss, slope, curvature)
     if not curvature.any():
         raise InputError(
             "the loss has no curvature on these tasks, so its quadratic has no minimum"

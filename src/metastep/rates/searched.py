@@ -48,10 +48,10 @@ def least_loss_rate(rates: np.ndarray, losses: np.ndarray, seed: int = 0) -> Rat
     seed : of the resampling
     """
     finite = np.isfinite(losses)
+    known = np.where(finite, losses, 0.0).astype(float)
     draws = bootstrap_draws(len(losses), seed)
     counts = np.stack([np.bincount(draw, minlength=len(losses)) for draw in draws])
-    sums = counts @ np.where(finite, losses, 0.0)
-    means = np.where(counts @ ~finite > 0, np.inf, sums)
+    means = np.where(counts @ ~finite > 0, np.inf, counts @ known)
     low, high = np.percentile(rates[means.argmin(axis=1)], [2.5, 97.5])
-    whole = np.where(finite.all(axis=0), losses.mean(axis=0), np.inf)
+    whole = np.where(finite.all(axis=0), known.mean(axis=0), np.inf)
     return RateEstimate(float(rates[whole.argmin()]), float(low), float(high))
