@@ -11,7 +11,8 @@ because its meta rate falls to 0 at the end of a run. Every family adds its rows
 
 A fine grid is 9 adaptation rates x 4 meta rates x 2 optimisers; a coarse one has 5 x 4 (Adam) and 5 x 2 (SGD) cells,
 and on most images none of SGD, which was far behind there.
-Long budgets go to 60,000 meta-steps on sinusoids and 10,000 on images; the latter take days on two cores.
+Long budgets go to 60,000 meta-steps on sinusoids and 10,000 on images; the latter take days on two cores. A part of them
+takes an hour or two: `--budgets long --meta-steps 500 2000 --alphas 0.316 1 3.16 --meta-lrs 1e-3 3e-3`.
 Omniglot needs METASTEP_DATA.
 """
 
@@ -59,6 +60,12 @@ class Options:
     """How many cells."""
     budgets: Literal["short", "long"] = "short"
     """How many meta-steps: the short or the long budgets of the family."""
+    meta_steps: tuple[int, ...] = ()
+    """How many in their place; kept under the name of --budgets."""
+    alphas: tuple[float, ...] = ()
+    """Adaptation rates of the grid. Default: by --grid."""
+    meta_lrs: tuple[float, ...] = ()
+    """Meta rates of the grid, of Adam alone. Default: by --grid, of Adam and SGD."""
     seeds: tuple[int, ...] = ()
     """Default: 0 1 2; for images 0."""
     part: Literal["both", "ours", "grid", "none"] = "both"
@@ -77,12 +84,18 @@ class Options:
     """Where the figure goes."""
 
 
-def grids(family: Family, fineness: str) -> dict[str, tuple[list[float], list[float]]]:
-    """Adaptation rates and meta rates of each outer optimiser."""
-    count = 9 if fineness == "fine" else 5
-    alphas = np.geomspace(*family.alphas, count).tolist()
+Grids = dict[str, tuple[list[float], list[float]]]
+"""Adaptation rates and meta rates of each outer optimiser."""
+
+
+def grids(family: Family, options: Options) -> Grids:
+    """Those asked for, or else by the fineness that is."""
+    is_fine = options.grid == "fine"
+    alphas = list(options.alphas) or np.geomspace(*family.alphas, 9 if is_fine else 5).tolist()
+    if options.meta_lrs:
+        return {"adam": (alphas, list(options.meta_lrs))}
     found = {"adam": (alphas, [1e-3, 3e-3, 1e-2, 3e-2])}
-    sgd = [1e-3, 1e-2, 1e-1, 1.0] if fineness == "fine" else list(family.coarse_sgd)
+    sgd = [1e-3, 1e-2, 1e-1, 1.0] if is_fine else list(family.coarse_sgd)
     return found | ({"sgd": (alphas, sgd)} if sgd else {})
 
 
@@ -167,10 +180,10 @@ def judged(learner: Learner, splits: TaskSplits, state: TrainState, key, num_tas
     return _judgement(loss, metric) | {"plain_loss": unmended, "halved": halved}
 
 
-def whole_grid(family: Family, budgets, seeds, fineness: str, folder: Path) -> list[dict]:
+def whole_grid(family: Family, budgets, seeds, rates: Grids, folder: Path) -> list[dict]:
     """Every cell of every optimiser at every budget."""
     rows = []
-    for optimizer, (alphas, meta_lrs) in grids(family, fineness).items():
+    for optimizer, (alphas, meta_lrs) in rates.items():
         config, task_set = load(family, 0, folder)
         config = dataclasses.replace(config, optimizer=optimizer, **CELL)
         learner = build_learner(config, task_set.description, alphas[0], meta_lrs[0])
@@ -316,7 +329,8 @@ def show(rows: list[dict]) -> None:
 def renew(options: Options, name: str, found: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The record of one family with the asked part run anew."""
     family = FAMILIES[name]
-    budgets = family.budgets if options.budgets == "short" else family.long_budgets
+    usual = family.budgets if options.budgets == "short" else family.long_budgets
+    budgets = options.meta_steps or usual
     seeds = list(options.seeds or ((0,) if "omniglot" in name else (0, 1, 2)))
     began = time.monotonic()
     if options.part in ("both", "ours"):
@@ -329,7 +343,7 @@ def renew(options: Options, name: str, found: dict[str, Any], folder: Path) -> d
         found = found | {"ours": ours, "ours_seconds": time.monotonic() - began}
     began = time.monotonic()
     if options.part in ("both", "grid"):
-        cells = whole_grid(family, budgets, seeds, options.grid, folder)
+        cells = whole_grid(family, budgets, seeds, grids(family, options), folder)
         found = found | {"grid": cells, "grid_seconds": time.monotonic() - began}
     jax.clear_caches()
     return found
