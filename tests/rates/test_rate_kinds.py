@@ -107,6 +107,20 @@ def test_arrays_that_do_not_adapt_have_no_rate_to_learn(rate, expected):
         np.testing.assert_allclose(leaf, np.full(like.shape, 0.15), rtol=1e-14)
 
 
+@pytest.mark.parametrize("adapts", [None, lambda params: only_head(params) | {"act": None}])
+@pytest.mark.parametrize("make", [
+    lambda adapts: LearnedRate(0.3, "layer", adapts),
+    lambda adapts: LearnedRate(0.3, "parameter", adapts),
+    lambda adapts: FactoredRate(0.3, adapts=adapts),
+], ids=["layer", "parameter", "factored"])  # fmt: skip
+def test_what_is_no_parameter_of_a_module_has_no_rate(make, adapts):
+    params = PARAMS | {"act": None}  # where Equinox's MLP keeps its activation
+    rate = make(adapts)
+    rates, state = rate.init(params)
+    alpha = rate.alpha(MetaParams(params, rates), state)
+    assert jax.tree.structure(alpha) == jax.tree.structure(params)
+
+
 def test_a_shared_rate_and_factors_move_and_scale_together():
     rate = FactoredRate(0.3)
     rates, state = rate.init(PARAMS)

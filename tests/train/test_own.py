@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from metastep import Batch, Episode
+from metastep import Batch, Episode, MetaParams
 from metastep._errors import DataError, InputError
 from metastep._records import read_json
 from metastep.models import Model, Objective, from_equinox, mlp
@@ -30,6 +30,7 @@ from metastep.train import (
 )
 from metastep.train.build import build_learner
 from metastep.train.config import check_config
+from metastep.train.learner import mean_alpha
 from metastep.train.own import in_words, own_model, own_tasks, plain_options, with_own
 from metastep.train.references import is_own, load_reference
 
@@ -263,6 +264,8 @@ def test_an_equinox_module_is_a_model(rng):
     )
     meta, _ = learner.rate.init(params)
     assert len(jax.tree.leaves(meta.own)) == len(jax.tree.leaves(params)) == 6
+    # Its activation, which is no array, does not count as a rate of 0.
+    assert float(mean_alpha(learner, MetaParams(params, meta), None)) == pytest.approx(0.01)
 
 
 def test_flax_modules_are_models_as_the_guide_says():

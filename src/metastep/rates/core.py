@@ -88,12 +88,13 @@ def _learned_like(make: Callable[[Array], Array], params: Params, adapts: Mask |
     return jax.tree.map(lambda moves, leaf: make(leaf) if moves else None, adapts(params), params)
 
 
-def _rates_like(make: Callable[[Array], Array], learned: PyTree) -> PyTree[Array]:
-    """The rate of each array of parameters, 0 where there is nothing learned."""
+def _rates_like(make: Callable[[Array], Array], params: Params, learned: PyTree) -> PyTree[Array]:
+    """The rate of each array of parameters, 0 where there is nothing learned.
+
+    A None in `params`, as where a module keeps its activation, is no array and has no rate.
+    """
     return jax.tree.map(
-        lambda leaf: jnp.zeros(()) if leaf is None else make(leaf),
-        learned,
-        is_leaf=lambda leaf: leaf is None,
+        lambda _, leaf: jnp.zeros(()) if leaf is None else make(leaf), params, learned
     )
 
 
@@ -162,7 +163,9 @@ class LearnedRate(AbstractRate):
 
     def alpha(self, meta: MetaParams, state: RateState) -> Rate:
         del state
-        return _rates_like(jnp.exp, meta.rates)
+        if self.per == "model":
+            return jnp.exp(meta.rates)
+        return _rates_like(jnp.exp, meta.params, meta.rates)
 
     def scaled(
         self, meta: MetaParams, state: RateState, factor: Array
@@ -215,7 +218,7 @@ class FactoredRate(AbstractRate):
             everywhere = copies(own.size, shared.astype(own.dtype)).reshape(own.shape)
             return jnp.exp(everywhere + own)
 
-        return _rates_like(product, meta.rates.own)
+        return _rates_like(product, meta.params, meta.rates.own)
 
     def scaled(
         self, meta: MetaParams, state: RateState, factor: Array
