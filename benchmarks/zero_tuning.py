@@ -11,8 +11,8 @@ because its meta rate falls to 0 at the end of a run. Every family adds its rows
 
 A fine grid is 9 adaptation rates x 4 meta rates x 2 optimisers; a coarse one has 5 x 4 (Adam) and 5 x 2 (SGD) cells,
 and on most images none of SGD, which was far behind there.
-Long budgets go to 60,000 meta-steps on sinusoids and 10,000 on images; the latter take days on two cores. A part of them
-takes an hour or two: `--budgets long --meta-steps 500 2000 --alphas 0.316 1 3.16 --meta-lrs 1e-3 3e-3`.
+Long budgets go to 60,000 meta-steps on sinusoids and 10,000 on images; the latter take days on two cores. A part of
+them takes an hour or two: `--budgets long --meta-steps 500 2000 --alphas 0.316 1 3.16 --meta-lrs 1e-3 3e-3`.
 Omniglot needs METASTEP_DATA.
 """
 

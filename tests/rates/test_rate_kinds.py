@@ -361,6 +361,17 @@ def test_a_short_run_takes_larger_steps_of_relative_adam_alone():
         default_meta_lr("relative-adam", 0)
 
 
+def test_few_tasks_a_step_make_steps_of_relative_adam_alone_shorter():
+    counts = (1, 4, 25, 400)
+    rates = [default_meta_lr("relative-adam", 1_000, count)[0] for count in counts]
+    np.testing.assert_allclose(rates, [0.1 * (n / 25) ** 0.25 for n in counts], rtol=1e-12)
+    both = default_meta_lr("relative-adam", 62_500, 400)[0]  # longer and with more tasks
+    assert both == pytest.approx(0.1 * 62.5**-0.25 * 2)
+    assert default_meta_lr("adam", 50, 1) == default_meta_lr("adam", 50, 100)
+    with pytest.raises(InputError, match="tasks_per_step is 0"):
+        default_meta_lr("relative-adam", 50, 0)
+
+
 @pytest.mark.parametrize("function", [default_meta_lr, lambda name: make_optimizer(name, 0.1)])
 def test_unknown_optimisers_are_refused(function):
     with pytest.raises(InputError) as caught:

@@ -45,8 +45,8 @@ def test_plain_gradients_get_the_step_of_sgd_at_half_its_edge(optimizer, factor)
 def test_adaptive_optimisers_keep_their_default_and_a_given_rate_is_kept():
     config = TrainConfig(**CONFIG, optimizer="normalised-adam")
     assert choose_meta_lr(config, load_tasks(config), 0.01) == default_meta_lr("normalised-adam")
-    relative = TrainConfig(**CONFIG, optimizer="relative-adam", iterations=50)
-    expected = default_meta_lr("relative-adam", 50)
+    relative = TrainConfig(**CONFIG, optimizer="relative-adam", iterations=50, tasks_per_step=3)
+    expected = default_meta_lr("relative-adam", 50, 3)
     assert choose_meta_lr(relative, load_tasks(relative), 0.01) == expected
     given = TrainConfig(**CONFIG, optimizer="sgd", meta_lr=0.3)
     assert choose_meta_lr(given, load_tasks(given), 0.01) == (0.3, "given by the user")

@@ -160,8 +160,9 @@ class OuterOptimizer:
     Attributes
     ----------
     build : meta rate -> optax transformation
-    meta_lr, reason : the meta rate that `auto` stands for, and why; in a run of 1,000 meta-steps
+    meta_lr, reason : the meta rate that `auto` stands for, and why; in a run of 1,000 meta-steps of 25 tasks
     power : of the length of the run, that this rate is multiplied by
+    power_of_tasks : of the number of tasks of a meta-step, likewise
     schedule : its course over the run that `auto` stands for, a name in `SCHEDULES`
     edge : beta_max x (sharpness + decay), by the characteristic polynomial of its steps on a quadratic
     decay : what decoupled weight decay adds to the sharpness
@@ -177,6 +178,7 @@ class OuterOptimizer:
     reason: str
     edge: float
     power: float = 0.0
+    power_of_tasks: float = 0.0
     schedule: str = "linear"
     decay: float = 0.0
     preconditioner: Callable[[Array], Array] | None = None
@@ -203,8 +205,10 @@ OPTIMIZERS: dict[str, OuterOptimizer] = {
         relative_adam,
         0.1,
         "a step changes an array by at most about this share of its size, and a learned rate by two "
-        f"thirds of it: a tenth in a run of 1,000 meta-steps, more in shorter and less in longer ones; {_BENCHMARK}",
+        f"thirds of it: a tenth in a run of 1,000 meta-steps of 25 tasks, more in shorter runs and with more tasks; "
+        f"{_BENCHMARK}",
         power=-0.25,
+        power_of_tasks=0.25,
         schedule="until-flat",
         unit_length=True,
         sized=True,
@@ -251,19 +255,50 @@ OPTIMIZERS: dict[str, OuterOptimizer] = {
 
 _WARM_UP = 0.05
 """Share of a run over which a decaying rate rises from 0: moments and learned alphas settle first."""
-_USUAL_LENGTH = 1_000
+_USUAL_LENGTH, _USUAL_TASKS = 1_000, 25
 _COOL_DOWN = 0.2
 """Share of a run, at its end, over which "wsd" falls to 0, and "until-flat" at the latest."""
 
 
 @source("li2026", "peak rate as a power of the horizon", "as printed", "the power found by trying")
-def default_meta_lr(optimizer: str, iterations: int | None = None) -> tuple[float, str]:
-    """The meta rate `auto` stands for in a run of so many meta-steps (1,000 where that is not known), and why."""
+@source(
+    "cutkosky2020",
+    "best length of normalised steps with momentum, as the root of one over the noise",
+    "derived",
+    "for the number of tasks; the power of the length of a run was measured",
+)
+def default_meta_lr(
+    optimizer: str, iterations: int | None = None, tasks_per_step: int | None = None
+) -> tuple[float, str]:
+    """The meta rate that `auto` stands for, and why.
+
+        beta = beta_0 (iterations / 1000)^p (tasks_per_step / 25)^q
+
+    With p = -1/4 and q = 1/4 for "relative-adam", 0 and 0 for others. The noise of a mean over tasks goes with one
+    over the root of their number. The length of normalised steps that is best in theory, with the momentum that is
+    best for them, goes with one over the root of the noise: with the fourth root of the number of tasks.
+
+    Parameters
+    ----------
+    optimizer : a name in `OPTIMIZERS`
+    iterations : meta-steps of the run, at least 1; None for 1,000
+    tasks_per_step : tasks of a meta-step, at least 1; None for 25
+
+    Raises
+    ------
+    InputError
+        For an unknown name, or counts below 1.
+    """
     check_choice("optimizer", optimizer, OPTIMIZERS)
     iterations = _USUAL_LENGTH if iterations is None else iterations
+    tasks_per_step = _USUAL_TASKS if tasks_per_step is None else tasks_per_step
     check_count("iterations", iterations)
+    check_count("tasks_per_step", tasks_per_step)
     known = OPTIMIZERS[optimizer]
-    return known.meta_lr * (iterations / _USUAL_LENGTH) ** known.power, known.reason
+    length = (iterations / _USUAL_LENGTH) ** known.power
+    return known.meta_lr * length * (
+        tasks_per_step / _USUAL_TASKS
+    ) ** known.power_of_tasks, known.reason
 
 
 def make_optimizer(name: str, meta_lr: float) -> optax.GradientTransformation:

@@ -147,7 +147,7 @@ def choose_meta_lr(config: TrainConfig, task_set: TaskSet, alpha: float) -> tupl
     except InputError:
         edge = None
     if edge is None or not np.isfinite(edge.beta_max):
-        value, reason = default_meta_lr(config.optimizer, config.iterations)
+        value, reason = _default(config)
         return value, f"the meta-objective shows no curvature to measure; {reason}"
     share = SHARE_OF_EDGE[config.optimizer]
     return share * edge.beta_max, (
@@ -161,5 +161,9 @@ def _meta_lr_unmeasured(config: TrainConfig) -> tuple[float, str] | None:
     if config.meta_lr != "auto":
         return config.meta_lr, "given by the user"
     if config.optimizer not in SHARE_OF_EDGE or config.algorithm == "reptile":
-        return default_meta_lr(config.optimizer, config.iterations)
+        return _default(config)
     return None
+
+
+def _default(config: TrainConfig) -> tuple[float, str]:
+    return default_meta_lr(config.optimizer, config.iterations, config.tasks_per_step)
