@@ -172,6 +172,10 @@ FAMILIES: dict[str, Family] = {
     "clusters, Reptile": Family(
         {"tasks": Clusters, "algorithm": "reptile", "steps": 5}, (3e-2, 3), (100, 300, 1_000), _LONG
     ),
+    # This one found that the meta rate has to go with the number of tasks.
+    "clusters, 4 tasks a step": Family(
+        {"tasks": Clusters, "tasks_per_step": 4}, (1e-1, 10), (100, 300, 1_000), _LONG
+    ),
     # Classes that can be told apart without error, and a loss without curvature. They found misses too.
     "spirals": Family({"tasks": Spirals}, (1e-1, 10), (100, 300, 1_000), _LONG),
     "spirals, 5 inner steps": Family({"tasks": Spirals, "steps": 5}, (3e-2, 3), (100, 300, 1_000), _LONG),
