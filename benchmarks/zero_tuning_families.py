@@ -172,9 +172,12 @@ FAMILIES: dict[str, Family] = {
     "clusters, Reptile": Family(
         {"tasks": Clusters, "algorithm": "reptile", "steps": 5}, (3e-2, 3), (100, 300, 1_000), _LONG
     ),
-    # This one found that the meta rate has to go with the number of tasks.
+    # The first of these found that the meta rate has to go with the number of tasks.
     "clusters, 4 tasks a step": Family(
         {"tasks": Clusters, "tasks_per_step": 4}, (1e-1, 10), (100, 300, 1_000), _LONG
+    ),
+    "sinusoid, 100 tasks a step": Family(
+        {"tasks": "sinusoid", "tasks_per_step": 100}, _SINE, (200, 600), _LONG
     ),
     # Classes that can be told apart without error, and a loss without curvature. They found misses too.
     "spirals": Family({"tasks": Spirals}, (1e-1, 10), (100, 300, 1_000), _LONG),
