@@ -353,7 +353,7 @@ def test_every_optimiser_has_a_rate_to_begin_with_and_a_reason(name):
 
 def test_a_short_run_takes_larger_steps_of_relative_adam_alone():
     lengths = (16, 1_000, 160_000)
-    rates = [default_meta_lr("relative-adam", length)[0] for length in lengths]
+    rates = [default_meta_lr("relative-adam", length, 10_000)[0] for length in lengths]
     np.testing.assert_allclose(rates, [0.1 * (1000 / n) ** 0.25 for n in lengths], rtol=1e-12)
     assert default_meta_lr("relative-adam")[0] == pytest.approx(0.1)
     assert default_meta_lr("adam", 16) == default_meta_lr("adam", 160_000)
@@ -361,15 +361,19 @@ def test_a_short_run_takes_larger_steps_of_relative_adam_alone():
         default_meta_lr("relative-adam", 0)
 
 
-def test_few_tasks_a_step_make_steps_of_relative_adam_alone_shorter():
-    counts = (1, 4, 25, 400)
-    rates = [default_meta_lr("relative-adam", 1_000, count)[0] for count in counts]
-    np.testing.assert_allclose(rates, [0.1 * (n / 25) ** 0.25 for n in counts], rtol=1e-12)
-    both = default_meta_lr("relative-adam", 62_500, 400)[0]  # longer and with more tasks
-    assert both == pytest.approx(0.1 * 62.5**-0.25 * 2)
+def test_few_tasks_a_step_limit_the_steps_of_short_runs():
+    def rate(iterations, tasks_per_step):
+        return default_meta_lr("relative-adam", iterations, tasks_per_step)[0]
+
+    # A limit for each number of tasks, which the length of the run meets at 97.7 meta-steps for the usual 25.
+    for tasks in (1, 4, 16):
+        np.testing.assert_allclose(rate(20, tasks), 0.08 * tasks**0.25, rtol=1e-12)
+    assert rate(97, 25) == pytest.approx(0.08 * 5**0.5) == default_meta_lr("relative-adam", 97)[0]
+    assert rate(98, 25) == rate(98, 400) < rate(97, 25) < rate(97, 400)
+    assert rate(10_000, 4) == rate(10_000, 25)
     assert default_meta_lr("adam", 50, 1) == default_meta_lr("adam", 50, 100)
     with pytest.raises(InputError, match="tasks_per_step is 0"):
-        default_meta_lr("relative-adam", 50, 0)
+        rate(50, 0)
 
 
 @pytest.mark.parametrize("function", [default_meta_lr, lambda name: make_optimizer(name, 0.1)])

@@ -1,6 +1,7 @@
 """The meta rate beta: outer optimisers by name, its course over a run, and what it is by default."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -160,9 +161,9 @@ class OuterOptimizer:
     Attributes
     ----------
     build : meta rate -> optax transformation
-    meta_lr, reason : the meta rate that `auto` stands for, and why; in a run of 1,000 meta-steps of 25 tasks
+    meta_lr, reason : the meta rate that `auto` stands for, and why; in a run of 1,000 meta-steps
     power : of the length of the run, that this rate is multiplied by
-    power_of_tasks : of the number of tasks of a meta-step, likewise
+    most_for_one_task : that it is at most, times the fourth root of the number of tasks of a meta-step
     schedule : its course over the run that `auto` stands for, a name in `SCHEDULES`
     edge : beta_max x (sharpness + decay), by the characteristic polynomial of its steps on a quadratic
     decay : what decoupled weight decay adds to the sharpness
@@ -178,7 +179,7 @@ class OuterOptimizer:
     reason: str
     edge: float
     power: float = 0.0
-    power_of_tasks: float = 0.0
+    most_for_one_task: float = math.inf
     schedule: str = "linear"
     decay: float = 0.0
     preconditioner: Callable[[Array], Array] | None = None
@@ -205,10 +206,10 @@ OPTIMIZERS: dict[str, OuterOptimizer] = {
         relative_adam,
         0.1,
         "a step changes an array by at most about this share of its size, and a learned rate by two "
-        f"thirds of it: a tenth in a run of 1,000 meta-steps of 25 tasks, more in shorter runs and with more tasks; "
-        f"{_BENCHMARK}",
+        "thirds of it: a tenth in a run of 1,000 meta-steps, less in longer ones, and more in shorter ones as far as "
+        f"the number of tasks allows; {_BENCHMARK}",
         power=-0.25,
-        power_of_tasks=0.25,
+        most_for_one_task=0.08,
         schedule="until-flat",
         unit_length=True,
         sized=True,
@@ -265,18 +266,20 @@ _COOL_DOWN = 0.2
     "cutkosky2020",
     "best length of normalised steps with momentum, as the root of one over the noise",
     "derived",
-    "for the number of tasks; the power of the length of a run was measured",
+    "as a limit, by the number of tasks; the limit of one task and the power of the length were measured",
 )
 def default_meta_lr(
     optimizer: str, iterations: int | None = None, tasks_per_step: int | None = None
 ) -> tuple[float, str]:
     """The meta rate that `auto` stands for, and why.
 
-        beta = beta_0 (iterations / 1000)^p (tasks_per_step / 25)^q
+        beta = min(beta_0 (iterations / 1000)^p, beta_1 tasks_per_step^(1/4))
 
-    With p = -1/4 and q = 1/4 for "relative-adam", 0 and 0 for others. The noise of a mean over tasks goes with one
-    over the root of their number. The length of normalised steps that is best in theory, with the momentum that is
-    best for them, goes with one over the root of the noise: with the fourth root of the number of tasks.
+    With 0.1, -1/4 and 0.08 for beta_0, p and beta_1 of "relative-adam"; others know no p and no beta_1. The shorter a
+    run, the longer its steps have to be, and the less time there is to average the noise out that they bring. That
+    of a mean over tasks goes with one over the root of their number. The length of normalised steps that is best in
+    theory, with the momentum that is best for them, goes with one over the root of the noise: with the fourth root
+    of the number of tasks.
 
     Parameters
     ----------
@@ -295,10 +298,8 @@ def default_meta_lr(
     check_count("iterations", iterations)
     check_count("tasks_per_step", tasks_per_step)
     known = OPTIMIZERS[optimizer]
-    length = (iterations / _USUAL_LENGTH) ** known.power
-    return known.meta_lr * length * (
-        tasks_per_step / _USUAL_TASKS
-    ) ** known.power_of_tasks, known.reason
+    by_length = known.meta_lr * (iterations / _USUAL_LENGTH) ** known.power
+    return min(by_length, known.most_for_one_task * tasks_per_step**0.25), known.reason
 
 
 def make_optimizer(name: str, meta_lr: float) -> optax.GradientTransformation:
