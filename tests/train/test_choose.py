@@ -53,20 +53,23 @@ def test_adaptive_optimisers_keep_their_default_and_a_given_rate_is_kept():
 
 
 @pytest.mark.parametrize(
-    ("rate", "steps", "starts_lower"),
+    ("algorithm", "rate", "steps", "starts_lower"),
     [
-        ("rising-meta-sgd", 3, True),
-        ("rising-meta-sgd", 1, False),
-        ("shared-meta-sgd", 3, False),
-        ("meta-sgd", 3, False),
-        ("fixed", 3, True),
-        ("fixed", 1, False),
+        ("maml", "rising-meta-sgd", 3, True),
+        ("maml", "rising-meta-sgd", 1, False),
+        ("maml", "shared-meta-sgd", 3, False),
+        ("maml", "meta-sgd", 3, False),
+        ("maml", "fixed", 3, True),
+        ("maml", "fixed", 1, False),
+        # Its models learn to bear the rate of one step, and end lower with it.
+        ("reptile", "fixed", 3, False),
     ],
 )
 def test_alpha_starts_at_the_best_rate_tried_where_it_stays_and_there_are_several_steps(
-    rate, steps, starts_lower
+    algorithm, rate, steps, starts_lower
 ):
-    config = TrainConfig(**CONFIG | {"steps": steps, "rate": rate, "rehearse": False})
+    options = CONFIG | {"algorithm": algorithm, "steps": steps, "rate": rate}
+    config = TrainConfig(**options, rehearse=False)
     config = dataclasses.replace(config, optimizer="adam", meta_lr=0.01, iterations=1)
     tasks = load_tasks(config)
     measured = measure_rates(config, tasks, num_tasks=32)

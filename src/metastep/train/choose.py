@@ -100,9 +100,11 @@ def _measured(config: TrainConfig, tasks_kind: Kind, advice: RateAdvice) -> dict
     kind = RATES[config.rate]
     chosen = advice.alpha_chosen, advice.alpha_reason
     start, reason = learned_start(advice) if kind.learned else chosen
-    if not kind.may_fall and (config.steps or 1) > 1:
+    is_reptile, on_classes = config.algorithm == "reptile", tasks_kind == "classification"
+    # With real targets Reptile ends lower at the rate of one step, which its models come to bear.
+    if not kind.may_fall and (config.steps or 1) > 1 and (on_classes or not is_reptile):
         start, reason = no_higher_than_tried(advice, start, reason)
-    if config.algorithm == "reptile" and tasks_kind == "classification" and not kind.may_fall:
+    if is_reptile and on_classes and not kind.may_fall:
         reason = f"a third, as Reptile does not teach a classifier to make use of its rate, of {start:.3g}: {reason}"
         start *= _REPTILE_ON_CLASSES
     return to_plain(advice) | {"alpha_chosen": start, "alpha_reason": reason}
