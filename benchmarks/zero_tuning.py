@@ -61,7 +61,7 @@ class Options:
     budgets: Literal["short", "long"] = "short"
     """How many meta-steps: the short or the long budgets of the family."""
     meta_steps: tuple[int, ...] = ()
-    """How many in their place; kept under the name of --budgets."""
+    """How many in their place. They replace what the JSON keeps under the name of --budgets."""
     alphas: tuple[float, ...] = ()
     """Adaptation rates of the grid. Default: by --grid."""
     meta_lrs: tuple[float, ...] = ()

@@ -172,7 +172,7 @@ FAMILIES: dict[str, Family] = {
     "clusters, Reptile": Family(
         {"tasks": Clusters, "algorithm": "reptile", "steps": 5}, (3e-2, 3), (100, 300, 1_000), _LONG
     ),
-    # The first of these found that the meta rate has to go with the number of tasks.
+    # The first of these found that few tasks have to limit the meta rate.
     "clusters, 4 tasks a step": Family(
         {"tasks": Clusters, "tasks_per_step": 4}, (1e-1, 10), (100, 300, 1_000), _LONG
     ),
