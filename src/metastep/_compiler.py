@@ -3,10 +3,14 @@
 import os
 from collections.abc import Callable
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import get_opaque_trace_state
+from jaxtyping import Array, Bool
+
+Tree = TypeVar("Tree")
 
 # Compiling is most of a first start, and a good part of it goes to a last level of optimisation. Programs of dense
 # models are as fast without; those of convolutional ones are 4 % slower, which is a matter of those that run for
@@ -35,6 +39,23 @@ def _known(name: str) -> bool:
     except jax.errors.JaxRuntimeError:
         return False
     return True
+
+
+def computed_once(make: Callable[[], Tree], truth: Bool[Array, ""]) -> Tree:
+    """make(), within a program, computed before anything that uses it and not again in each of its uses.
+
+    XLA on a CPU computes what is elementwise anew in whatever uses it: a sine once for each hidden unit that sees it.
+    It drops `jax.lax.optimization_barrier` before it decides so, but does not look beyond a branch.
+
+    Parameters
+    ----------
+    make : returns a pytree of arrays
+    truth : always true, which XLA must not be able to tell
+    """
+    if jax.default_backend() != "cpu":
+        return make()
+    shapes = jax.eval_shape(make)
+    return jax.lax.cond(truth, make, lambda: jax.tree.map(jnp.zeros_like, shapes))
 
 
 class TunedJit:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from metastep import _compiler
-from metastep._compiler import ON_CPU, TunedJit, compiler_options, is_traced
+from metastep._compiler import ON_CPU, TunedJit, compiler_options, computed_once, is_traced
 
 X = jnp.linspace(0.1, 1.0, 5)
 
@@ -110,3 +110,35 @@ def test_traced_is_what_becomes_part_of_something():
     with jax.disable_jit():
         look(1.0)
     assert seen == [False, True, True, False]
+
+
+def _in_many_places(once):
+    """Products of a sine with every one of 40 numbers, twice, each time summed another way: two uses of the sine."""
+
+    def used(x, weights, count):
+        sine = once(lambda: jnp.sin(x), count >= 0)
+        wide = jnp.tanh(sine[:, None] * weights)
+        return wide.sum(0), (wide * sine[:, None]).sum(1)
+
+    return used
+
+
+def _sines(function):
+    arguments = X, jnp.linspace(0.0, 1.0, 40), jnp.asarray(3)
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    return text.count(" sine("), function(*arguments)
+
+
+def test_what_is_computed_once_is_not_in_each_of_its_uses():
+    several, expected = _sines(_in_many_places(lambda make, truth: make()))
+    once, found = _sines(_in_many_places(computed_once))
+    assert several > 1, "XLA has learned to do so by itself: drop computed_once"
+    assert once == 1
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-6)
+
+
+def test_accelerators_compute_as_they_like(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    made = jax.make_jaxpr(lambda x, n: computed_once(lambda: jnp.sin(x), n >= 0))(X, 1)
+    assert "cond" not in str(made)

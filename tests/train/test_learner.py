@@ -65,6 +65,19 @@ def test_groups_change_nothing_but_rounding():
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
 
 
+def test_the_tasks_of_a_meta_step_are_drawn_once():
+    config = TrainConfig(tasks="sinusoid", hidden=(8,), tasks_per_step=4, iterations=20)
+    task_set = load_tasks(config)
+    learner = build_learner(
+        fill_defaults(config, task_set.description, "mlp"), task_set.description, 0.01, 1e-2
+    )
+    key, start = jax.random.key(0), initial_state(learner, jax.random.key(0), 20)
+    advance = compile_advance(learner)
+    program = advance.lower(task_set.splits.train, key, start, 20).compile()
+    # Once for the support set and once for the query set, not in everything that sees their labels.
+    assert program.as_text().count(" sine(") <= 2
+
+
 def test_a_program_serves_every_start_of_a_rate_and_nothing_else():
     def program(**changes):
         config = TrainConfig(tasks="sinusoid", hidden=(8,), tasks_per_step=4, iterations=20)

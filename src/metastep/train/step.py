@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from metastep._compiler import computed_once
 from metastep._kept import kept_jit
 from metastep._trees import norm
 from metastep._types import Episode, MetaParams
@@ -176,7 +177,10 @@ def _while_healthy(
     def step(carry: tuple[dict[str, Any], Verdict]) -> tuple[dict[str, Any], Verdict]:
         before = dataclasses.replace(state, **carry[0])
         step_key = jax.random.fold_in(key, before.iteration)
-        episodes = draw_episodes(learner.mesh, family, step_key, learner.tasks_per_step)
+        episodes = computed_once(
+            lambda: draw_episodes(learner.mesh, family, step_key, learner.tasks_per_step),
+            before.iteration >= 0,
+        )
         after, outcomes = attempt(learner, before, episodes)
         return moving(after), examine(before, after, outcomes)
 
