@@ -82,39 +82,37 @@ def adapt_halving(
         return Halved(params, none, none.astype(bool), None)
     one_step = dataclasses.replace(adapter, steps=1)
 
-    def plain(current: Params, rate: Rate) -> Params:
-        return one_step(inner_gradient, current, rate)[0]
+    def moved(current: Params, at: tuple[Scalar, Params], rate: Rate) -> Params:
+        return one_step(lambda _: at, current, rate)[0]
 
-    def careful(current: Params, rate: Rate) -> tuple[Params, Array, Array]:
+    def careful(current: Params, rate: Rate) -> tuple[Params, Scalar, Array, Array]:
         value, gradient = inner_gradient(current)
-
-        def moved(factor: Scalar, gradient: Params = gradient) -> Params:
-            return one_step(lambda _: (value, gradient), current, _times(factor, rate))[0]
-
-        factor, count, failed = _highest_factor(
-            lambda factor: inner_gradient(moved(factor))[0],
+        factor, loss, count, failed = _highest_factor(
+            lambda factor: inner_gradient(moved(current, (value, gradient), _times(factor, rate)))[0],
             jnp.where(_descends(rate), value, jnp.inf),
             halvings,
         )
         # A step that is left out is one along nothing: a rate of 0 will not do where the gradient is not finite. What
         # the adapter keeps fixed stays the same array here, so that the compiler computes it once for all steps.
         along = jax.tree.map(lambda leaf: jnp.where(failed, jnp.zeros_like(leaf), leaf), gradient)
-        return moved(factor, along), count, failed
+        after = moved(current, (value, along), _times(factor, rate))
+        return after, jnp.where(failed, value, loss), count, failed
 
     def step(ways: _Ways, number: Any) -> tuple[_Ways, tuple]:
         rate = _rate_at(alpha, number)
-        after, count, failed = careful(ways.careful, rate)
+        after, loss, count, failed = careful(ways.careful, rate)
         total, unadapted = ways.halvings + count, ways.unadapted & failed
-        straight, back = after, jnp.asarray(False)
-        if halvings and adapter.steps > 1:  # else there is one way
-            straight = plain(ways.plain, rate)
-            losses = (inner_gradient(way)[0] for way in (straight, after))
-            back = (total > 0) & _no_higher(*losses)
-        best = jax.tree.map(lambda a, b: a if a is b else jnp.where(back, a, b), straight, after)
+        plain, there, back = after, None, jnp.asarray(False)
+        if ways.there is not None:
+            plain = moved(ways.plain, ways.there, rate)
+            there = inner_gradient(plain)
+            back = (total > 0) & _no_higher(there[0], loss)
+        best = jax.tree.map(lambda a, b: a if a is b else jnp.where(back, a, b), plain, after)
         row = jnp.where(back, 0, total), unadapted & ~back, watch(best)
-        return _Ways(straight, after, best, total, unadapted), row
+        return _Ways(plain, there, after, best, total, unadapted), row
 
-    start = _Ways(params, params, params, jnp.zeros((), int), jnp.asarray(True))
+    there = inner_gradient(params) if halvings and adapter.steps > 1 else None  # else there is one way
+    start = _Ways(params, there, params, params, jnp.zeros((), int), jnp.asarray(True))
     if adapter.steps > UNROLLED_STEPS:
         ways, noted = jax.lax.scan(step, start, jnp.arange(adapter.steps))
         return Halved(ways.best, *noted)
@@ -126,9 +124,13 @@ def adapt_halving(
 
 
 class _Ways(eqx.Module):
-    """Where plain steps have led, where careful ones, the better of the two, and what became of careful rates."""
+    """Where plain steps have led, where careful ones, the better of the two, and what became of careful rates.
+
+    `there` is the support loss and its gradient where plain steps have led; None if only careful ones are taken.
+    """
 
     plain: Params
+    there: tuple[Scalar, Params] | None
     careful: Params
     best: Params
     halvings: Int[Array, ""]
@@ -142,26 +144,25 @@ def _no_higher(a: Scalar, b: Scalar) -> Array:
 
 def _highest_factor(
     loss_at: Callable[[Scalar], Scalar], limit: Scalar, halvings: int
-) -> tuple[Scalar, Array, Array]:
-    """The first of 1, 1/2, 1/4, ... whose loss is finite and within the limit, its place, and whether none is."""
-    one, never = jnp.asarray(1.0), jnp.zeros((), int)
+) -> tuple[Scalar, Scalar, Array, Array]:
+    """The first of 1, 1/2, 1/4, ... whose loss is finite and within the limit, the loss, its place, and if none is."""
+    one, never, unknown = jnp.asarray(1.0), jnp.zeros((), int), jnp.asarray(jnp.inf, limit.dtype)
     if halvings == 0:
-        return one, never, never.astype(bool)
-
-    def fails(factor: Scalar) -> Array:
-        loss = loss_at(factor)
-        return ~(jnp.isfinite(loss) & (loss <= limit))
+        return one, unknown, never, never.astype(bool)
 
     def again(state: tuple) -> Array:
-        _, count, failed = state
+        _, _, count, failed = state
         return failed & (count < halvings)
 
     def halve(state: tuple) -> tuple:
-        factor, count, _ = state
-        return factor / 2, count + 1, fails(factor / 2)
+        factor, _, count, _ = state
+        loss = loss_at(factor / 2)
+        return factor / 2, loss, count + 1, ~(jnp.isfinite(loss) & (loss <= limit))
 
-    factor, count, failed = jax.lax.while_loop(again, halve, (one, never, fails(one)))
-    return jnp.where(failed, jnp.zeros_like(factor), factor), count, failed
+    # The first try is a turn of the loop too: what it compiles is compiled once.
+    before = 2 * one, unknown, never - 1, jnp.asarray(True)
+    factor, loss, count, failed = jax.lax.while_loop(again, halve, before)
+    return jnp.where(failed, jnp.zeros_like(factor), factor), loss, count, failed
 
 
 def _rate_at(alpha: Rate, step: Any) -> Rate:
