@@ -181,7 +181,7 @@ def draw(found: dict[str, Any], out: Path) -> None:
         axes.plot(x, 1000 * y, "o", color=BLUE)
         axes.set_xlabel(name)
         axes.set_ylim(bottom=0)
-        axes.set_title(f"off the line by at most {100 * axis['worst_error']:.0f} %")
+        axes.set_title(f"off the line by at most {100 * axis['worst_error']:.1g} %")
     panels[0].set_ylabel("milliseconds of a meta-step")
     write_bytes(out / "growth.png", render(figure, "png"))
 
