@@ -2,9 +2,9 @@
 
     taskset -c 0 python benchmarks/judging.py [--families sinusoid ...] [--rounds 9] [--tasks 100]
 
-A family's untrained model is adapted to fresh tasks at the lowest rate of its grid, where hardly a step is halved: what
-the care costs where it is not needed. Both programs take turns; medians over the rounds, and seconds to compile each.
-Omniglot needs METASTEP_DATA.
+A family's untrained model is adapted to fresh tasks at the lowest rate of its grid, where hardly a step is halved:
+what the care costs where it is not needed. Both programs take turns; medians over the rounds, and seconds to compile
+each. Omniglot needs METASTEP_DATA.
 """
 
 import dataclasses

@@ -88,7 +88,9 @@ def adapt_halving(
     def careful(current: Params, rate: Rate) -> tuple[Params, Scalar, Array, Array]:
         value, gradient = inner_gradient(current)
         factor, loss, count, failed = _highest_factor(
-            lambda factor: inner_gradient(moved(current, (value, gradient), _times(factor, rate)))[0],
+            lambda factor: inner_gradient(moved(current, (value, gradient), _times(factor, rate)))[
+                0
+            ],
             jnp.where(_descends(rate), value, jnp.inf),
             halvings,
         )
@@ -111,7 +113,9 @@ def adapt_halving(
         row = jnp.where(back, 0, total), unadapted & ~back, watch(best)
         return _Ways(plain, there, after, best, total, unadapted), row
 
-    there = inner_gradient(params) if halvings and adapter.steps > 1 else None  # else there is one way
+    there = (
+        inner_gradient(params) if halvings and adapter.steps > 1 else None
+    )  # else there is one way
     start = _Ways(params, there, params, params, jnp.zeros((), int), jnp.asarray(True))
     if adapter.steps > UNROLLED_STEPS:
         ways, noted = jax.lax.scan(step, start, jnp.arange(adapter.steps))
@@ -145,7 +149,7 @@ def _no_higher(a: Scalar, b: Scalar) -> Array:
 def _highest_factor(
     loss_at: Callable[[Scalar], Scalar], limit: Scalar, halvings: int
 ) -> tuple[Scalar, Scalar, Array, Array]:
-    """The first of 1, 1/2, 1/4, ... whose loss is finite and within the limit, the loss, its place, and if none is."""
+    """The first of 1, 1/2, 1/4, ... whose loss is finite and within the limit, that loss, its place; or if none is."""
     one, never, unknown = jnp.asarray(1.0), jnp.zeros((), int), jnp.asarray(jnp.inf, limit.dtype)
     if halvings == 0:
         return one, unknown, never, never.astype(bool)
