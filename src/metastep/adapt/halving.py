@@ -149,7 +149,7 @@ def _no_higher(a: Scalar, b: Scalar) -> Array:
 def _highest_factor(
     loss_at: Callable[[Scalar], Scalar], limit: Scalar, halvings: int
 ) -> tuple[Scalar, Scalar, Array, Array]:
-    """The first of 1, 1/2, 1/4, ... whose loss is finite and within the limit, that loss, its place; or if none is."""
+    """The first of 1, 1/2, 1/4, ... whose loss is finite and within the limit, that loss, its place; if none is."""
     one, never, unknown = jnp.asarray(1.0), jnp.zeros((), int), jnp.asarray(jnp.inf, limit.dtype)
     if halvings == 0:
         return one, unknown, never, never.astype(bool)
