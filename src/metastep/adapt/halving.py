@@ -87,13 +87,12 @@ def adapt_halving(
 
     def careful(current: Params, rate: Rate) -> tuple[Params, Scalar, Array, Array]:
         value, gradient = inner_gradient(current)
-        factor, loss, count, failed = _highest_factor(
-            lambda factor: inner_gradient(moved(current, (value, gradient), _times(factor, rate)))[
-                0
-            ],
-            jnp.where(_descends(rate), value, jnp.inf),
-            halvings,
-        )
+
+        def loss_at(factor: Scalar) -> Scalar:
+            return inner_gradient(moved(current, (value, gradient), _times(factor, rate)))[0]
+
+        limit = jnp.where(_descends(rate), value, jnp.inf)
+        factor, loss, count, failed = _highest_factor(loss_at, limit, halvings)
         # A step that is left out is one along nothing: a rate of 0 will not do where the gradient is not finite. What
         # the adapter keeps fixed stays the same array here, so that the compiler computes it once for all steps.
         along = jax.tree.map(lambda leaf: jnp.where(failed, jnp.zeros_like(leaf), leaf), gradient)
@@ -113,9 +112,8 @@ def adapt_halving(
         row = jnp.where(back, 0, total), unadapted & ~back, watch(best)
         return _Ways(plain, there, after, best, total, unadapted), row
 
-    there = (
-        inner_gradient(params) if halvings and adapter.steps > 1 else None
-    )  # else there is one way
+    has_two_ways = halvings > 0 and adapter.steps > 1
+    there = inner_gradient(params) if has_two_ways else None
     start = _Ways(params, there, params, params, jnp.zeros((), int), jnp.asarray(True))
     if adapter.steps > UNROLLED_STEPS:
         ways, noted = jax.lax.scan(step, start, jnp.arange(adapter.steps))
