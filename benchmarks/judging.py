@@ -35,8 +35,6 @@ class Options:
         "omniglot 5-way ANIL",
     )
     """Of the benchmark of zero tuning."""
-    steps: int | None = None
-    """Inner steps; those of the family by default."""
     rounds: int = 9
     """How often each program has its turn."""
     tasks: int = 100
@@ -48,7 +46,7 @@ def times(name: str, options: Options, folder: Path) -> tuple[list[float], list[
     family = FAMILIES[name]
     config, tasks = load(family, 0, folder)
     learner = build_learner(config, tasks.description, alpha=family.alphas[0], meta_lr=1e-3)
-    steps = learner.adapter.steps if options.steps is None else options.steps
+    steps = learner.adapter.steps
     params = learner.model.init(jax.random.key(0))
     arguments = params, family.alphas[0], tasks.splits.test, jax.random.key(1)
     programs, compiling = [], []
