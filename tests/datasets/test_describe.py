@@ -114,7 +114,7 @@ def test_load_path_refuses_what_it_cannot_read(tmp_path: Path) -> None:
         load_path(tmp_path / "t.xlsx")
     assert str(caught.value) == (
         f"{tmp_path}/t.xlsx is no data set that can be read: give a folder or .zip of class "
-        "folders, an .npz, .csv or .parquet file"
+        "folders, an .npz, .csv, .tsv or .parquet file"
     )
     with pytest.raises(DataError, match=r"nothing-here does not exist$"):
         load_path(tmp_path / "nothing-here")

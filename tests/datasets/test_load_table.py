@@ -175,6 +175,64 @@ def test_types_that_only_parquet_has(tmp_path: Path) -> None:
     assert table.x.tolist() == [[1, 1, 1], [3, 3, 3], [2, 2, 2]]
 
 
+def same_rows(path: Path, expected: TaskTable) -> None:
+    found = load_table(path, kind="regression")
+    assert found.x_names == expected.x_names
+    np.testing.assert_array_equal(found.x, expected.x)
+    np.testing.assert_array_equal(found.y, expected.y)
+    assert found.names == expected.names
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+@pytest.mark.parametrize("decimal", [".", ","])
+@given(drawn=rows)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+def test_columns_and_decimals_are_separated_as_the_file_does_it(
+    tmp_path: Path, drawn: list[tuple], mark: str, decimal: str
+) -> None:
+    """A spreadsheet of another country holds the same table."""
+    columns = dict(zip(("task", "x", "z", "y"), map(list, zip(*drawn, strict=True)), strict=True))
+    columns["z"][0] = 0.5  # some number has a fraction
+    expected = load_table(save(tmp_path / "t.csv", columns), kind="regression")
+    lines = [mark.join(columns)]
+    for task, *values in zip(*columns.values(), strict=True):
+        texts = [f"{value!r}".replace(".", decimal) for value in values]
+        lines.append(mark.join(['"' + task.replace('"', '""') + '"', *texts]))
+    for name in ("u.csv", "u.tsv"):
+        same_rows(write(tmp_path, "\r\n".join(lines) + "\r\n", name), expected)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "task;x;y\na;1,5;2\nb;2;3,25\n",  # the fraction ends its line
+        '\ufefftask;x;y;"note; with, marks"\na;1,5;2;"1.5;"\nb;2;3,25;"2.5;"\n',
+        "task\tx\ty\tday\na\t1,5\t2\t03.12.2024\nb\t2\t3,25\t04.12.2024\n",  # a date has points
+        "task|x|y\na| 1.5|2\nb|2|3.25\n",
+        '"task","x","y"\n"a",1.5,2\n"b",2,3.25\n',
+        'task,x,y,"a;b;c;d;e"\na,1.5,2,u\nb,2,3.25,v\n',  # what is quoted separates nothing
+    ],
+)
+def test_separators_are_not_taken_from_what_stands_beside_them(tmp_path: Path, text: str) -> None:
+    table = load_table(write(tmp_path, text))
+    assert table.x_names == ("x",)
+    assert table.x.tolist() == [[1.5], [2]]
+    assert table.y.tolist() == [[2], [3.25]]
+
+
+def test_both_marks_for_decimals_are_a_slip(tmp_path: Path) -> None:
+    path = write(tmp_path, "task;x;y\na;1,5;2\na;1.5;2\nb;2;3\n")
+    assert refusal(path) == (
+        f"{path}: column 'x' mixes numbers and text: row 1 holds '1,5'; mend it, or leave the "
+        "column out by naming the others"
+    )
+
+
+def test_text_of_two_bytes_a_letter_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "task\tx\ty\na\t1\t2\n".encode("utf-16"))
+    assert refusal(path) == f"{path} is UTF-16 text; save it as UTF-8"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -188,8 +246,8 @@ def test_types_that_only_parquet_has(tmp_path: Path) -> None:
         ),
         (
             "task;x;y\na;1;2\n",
-            "has no column 'task' (task_column); it has: 'task;x;y' "
-            "(separated by ';'? commas are needed)",
+            "holds one task only (a); meta-learning needs several, "
+            "so check which column says the task of a row",
         ),
         (
             "task,x,y,label\na,1,2,3\n",
@@ -353,5 +411,5 @@ def test_paths_that_are_no_table(tmp_path: Path) -> None:
         "cannot infer number of columns"
     )
     assert refusal(write(tmp_path, "x", "t.xlsx")) == (
-        f"{tmp_path}/t.xlsx ends in .xlsx; tables end in .csv or .parquet"
+        f"{tmp_path}/t.xlsx ends in .xlsx; tables end in .csv, .tsv or .parquet"
     )

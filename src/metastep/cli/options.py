@@ -37,7 +37,7 @@ class RatesOptions(NamedModel, ProblemConfig):
 
     tasks: tyro.conf.Positional[str]
     """sinusoid, quadratic, linear, omniglot; a path: a folder or zip of class folders of images, an .npz (arrays
-    x, y, task), a .csv or .parquet table with a task column; or tasks of your own: FILE.py:NAME."""
+    x, y, task), a .csv, .tsv or .parquet table with a task column; or tasks of your own: FILE.py:NAME."""
     num_tasks: int = 128
     """Tasks to estimate from; more narrow the interval."""
     iterations: int | None = None
@@ -70,8 +70,8 @@ class TrainOptions(NamedModel, TrainConfig, CrewConfig):
 
     tasks: tyro.conf.Positional[str] = ""
     """sinusoid, quadratic, linear, omniglot; a path: a folder or zip of class folders of images, an .npz (arrays
-    x, y, task), a .csv or .parquet table with a task column; or tasks of your own: FILE.py:NAME. Not needed with
-    --resume."""
+    x, y, task), a .csv, .tsv or .parquet table with a task column; or tasks of your own:
+    FILE.py:NAME. Not needed with --resume."""
     out: Path = Path("run")
     """Folder of the run."""
     resume: Json = False
@@ -177,6 +177,6 @@ class InfoOptions(TaskConfig):
 
     tasks: tyro.conf.Positional[str]
     """sinusoid, quadratic, linear, omniglot; a path: a folder or zip of class folders of images, an .npz (arrays
-    x, y, task), a .csv or .parquet table with a task column; or tasks of your own: FILE.py:NAME."""
+    x, y, task), a .csv, .tsv or .parquet table with a task column; or tasks of your own: FILE.py:NAME."""
     json: Json = False
     """Print one JSON object instead of a table."""

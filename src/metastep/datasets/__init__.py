@@ -13,7 +13,7 @@ from metastep.datasets.containers import (
     TableSplits,
     TaskTable,
 )
-from metastep.datasets.paths import data_root
+from metastep.datasets.paths import TABLE_SUFFIXES, data_root
 
 if TYPE_CHECKING:
     from metastep.datasets.archives import open_zip
@@ -44,6 +44,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "TABLE_SUFFIXES",
     "Fetched",
     "ImageClasses",
     "ImageSplits",

@@ -7,6 +7,9 @@ import pooch
 
 from metastep._errors import DataError
 
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
+"""How the names of tables end."""
+
 
 def data_root(option: str | Path | None = None) -> Path:
     """The folder that holds `omniglot/`: the option, else METASTEP_DATA, else the user cache.

@@ -28,7 +28,7 @@ def load_rows(
 
     Parameters
     ----------
-    path : an .npz file with `x` and perhaps `y`, or a .csv or .parquet table
+    path : an .npz file with `x` and perhaps `y`, or a .csv, .tsv or .parquet table
     like : what the model was trained on, as `describe` gives it: `kind`, `feature_shape`,
         `num_outputs` and, where they apply, `x_names`, `y_names`, `labels`, `task_column`
     need_y : raise when there is no y; a query may come without

@@ -1,4 +1,4 @@
-"""Task tables kept as .csv or .parquet: one row per example, one column says its task."""
+"""Task tables kept as .csv, .tsv or .parquet: one row per example, one column says its task."""
 
 import math
 import re
@@ -12,7 +12,8 @@ import pyarrow.parquet
 
 from metastep._errors import DataError
 from metastep.datasets.containers import Kind, TaskTable
-from metastep.datasets.paths import check_file, one_line
+from metastep.datasets.paths import TABLE_SUFFIXES, check_file, one_line
+from metastep.datasets.separators import find_separators
 from metastep.datasets.targets import RawRows, build_table
 
 TASK_COLUMN = "task"
@@ -36,11 +37,12 @@ def load_table(
     feature_columns: Sequence[str] | None = None,
     kind: Kind | None = None,
 ) -> TaskTable:
-    """Read a task table from a .csv or .parquet file.
+    """Read a task table from a .csv, .tsv or .parquet file.
 
     Parameters
     ----------
-    path : comma-separated UTF-8 text with a header, or Parquet
+    path : UTF-8 text with a header, its columns separated by commas, semicolons, tabs or bars, and
+        its decimals by points or, where no comma separates columns, by commas; or Parquet
     task_column : says which task a row belongs to. Default: "task"
     target_columns : one name or several. Default: the one of "y", "target", "label" that is there
     feature_columns : Default: all other columns of numbers or true/false; columns that hold only
@@ -80,13 +82,15 @@ def load_table(
 
 
 def read_table(path: Path) -> pa.Table:
-    """All columns of a .csv or .parquet file, their names unique."""
+    """All columns of a .csv, .tsv or .parquet file, their names unique."""
     check_file(path)
     suffix = path.suffix.lower()
-    if suffix not in (".csv", ".parquet", ".pq"):
-        raise DataError(f"{path} ends in {suffix or 'nothing'}; tables end in .csv or .parquet")
+    if suffix not in TABLE_SUFFIXES:
+        raise DataError(
+            f"{path} ends in {suffix or 'nothing'}; tables end in .csv, .tsv or .parquet"
+        )
     try:
-        table = _read_csv(path) if suffix == ".csv" else _read_parquet(path)
+        table = _read_text(path) if suffix in (".csv", ".tsv") else _read_parquet(path)
         names = table.column_names  # decodes them, which fails unless they are UTF-8
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
@@ -171,15 +175,17 @@ def column_values(path: Path, table: pa.Table, name: str) -> np.ndarray:
         ) from error
 
 
-def _read_csv(path: Path) -> pa.Table:
+def _read_text(path: Path) -> pa.Table:
     # Types are guessed from the first block alone, so one block must hold the whole file.
     size = path.stat().st_size
     if size >= 1 << 31:
         raise DataError(f"{path} is larger than 2 GiB; save it as .parquet")
+    marks = find_separators(path)
     return pyarrow.csv.read_csv(
         path,
         read_options=pyarrow.csv.ReadOptions(block_size=size + 1),
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=marks.delimiter, newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(decimal_point=marks.decimal),
     )
 
 
@@ -211,12 +217,10 @@ def _pick(
 
 
 def _available(table: pa.Table) -> str:
-    """The columns there are, and a guess when the file is not comma-separated."""
     names = table.column_names
-    listed = ", ".join(repr(name) for name in names[:30]) + (", ..." if len(names) > 30 else "")
-    separators = [mark for mark in ";\t|" if len(names) == 1 and mark in names[0]]
-    hint = f" (separated by {separators[0]!r}? commas are needed)" if separators else ""
-    return f"it has: {listed}{hint}"
+    return (
+        "it has: " + ", ".join(repr(n) for n in names[:30]) + (", ..." if len(names) > 30 else "")
+    )
 
 
 def _check_roles(path: Path, task: str, targets: Sequence[str], features: Sequence[str]) -> None:

@@ -51,7 +51,8 @@ class TaskConfig:
 
     tasks: str | OwnTasks | Callable[[], OwnTasks]
     """sinusoid, quadratic, linear, omniglot; a path: a folder or zip of class folders of images, an .npz (arrays
-    x, y, task), a .csv or .parquet table with a task column; or your own: FILE.py:NAME, in Python the object."""
+    x, y, task), a .csv, .tsv or .parquet table with a task column; or your own: FILE.py:NAME, in Python the
+    object."""
     data: Path | None = None
     """Data root, which holds omniglot/. Default: METASTEP_DATA, else the user cache directory."""
     ways: int | None = None

@@ -113,7 +113,7 @@ def load_files(config: TaskConfig):
     suffix = path.suffix.lower()
     if path.is_dir() or suffix == ".zip":
         return datasets.load_class_folders(path, config.image_size)
-    if suffix in (".csv", ".parquet", ".pq"):
+    if suffix in datasets.TABLE_SUFFIXES:
         return datasets.load_table(
             path,
             config.task_column,
@@ -168,7 +168,18 @@ def _image_tasks(
     return _task_set(splits, config, classes=classes, rotations=turned)
 
 
+def _check_targets_differ(table: datasets.TaskTable, name: str) -> None:
+    """Raise where there is nothing to learn."""
+    if (table.y == table.y[:1]).all():
+        value = table.labels[0] if table.labels else ", ".join(f"{v:g}" for v in table.y[0])
+        raise DataError(
+            f"{name}: the target {', '.join(map(repr, table.y_names))} is {value} in all {len(table.y)} rows, so "
+            "there is nothing to learn; check which column is the target"
+        )
+
+
 def _table_tasks(table: datasets.TaskTable, config: TaskConfig, name: str) -> TaskSet:
+    _check_targets_differ(table, name)
     split = datasets.split_tasks(table, config.seed)
     scaling = Scaling.of(split.train) if config.standardise else None
 

@@ -1,4 +1,4 @@
-"""Standardising the columns of a table by its training tasks, and turning predictions back."""
+"""Standardising the columns of a table, or the channels of its images, by its training tasks, and turning back."""
 
 import dataclasses
 from typing import Any
@@ -14,7 +14,8 @@ class Scaling:
 
     Attributes
     ----------
-    x_mean, x_scale : shaped like one example
+    x_mean, x_scale : shaped like one example; (channels,) where examples are images, (height, width, channels). A
+        pixel that is black in nearly every image has no scale of its own to go by
     y_mean, y_scale : (outputs,); None for classification
     """
 
@@ -26,7 +27,8 @@ class Scaling:
     @classmethod
     def of(cls, table: TaskTable) -> "Scaling":
         """Measure a table."""
-        x_mean, x_scale = _moments(table.x)
+        is_image = table.x.ndim == 4
+        x_mean, x_scale = _moments(table.x, axis=(0, 1, 2) if is_image else (0,))
         if table.kind == "classification":
             return cls(x_mean, x_scale, None, None)
         return cls(x_mean, x_scale, *_moments(table.y))
@@ -65,7 +67,7 @@ class Scaling:
         return cls(**arrays)
 
 
-def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    mean = values.mean(axis=0, dtype=np.float64)
-    scale = values.std(axis=0, dtype=np.float64)
+def _moments(values: np.ndarray, axis: tuple[int, ...] = (0,)) -> tuple[np.ndarray, np.ndarray]:
+    mean = values.mean(axis=axis, dtype=np.float64)
+    scale = values.std(axis=axis, dtype=np.float64)
     return mean, np.where(scale > 1e-12 * np.maximum(np.abs(mean), 1), scale, 1.0)
