@@ -30,6 +30,7 @@ from metastep.train import (
 )
 from metastep.train.build import build_learner
 from metastep.train.config import check_config
+from metastep.train.edges import measure_edges
 from metastep.train.learner import mean_alpha
 from metastep.train.own import in_words, own_model, own_tasks, plain_options, with_own
 from metastep.train.references import is_own, load_reference
@@ -159,6 +160,49 @@ def test_rates_are_measured_for_the_users_own(code):
     assert found[0] == found[1]
     usual = dataclasses.replace(handed, loss="auto")
     assert measure_rates(usual, load_tasks(usual), num_tasks=16).alpha_chosen != found[0]
+
+
+def _own_backward(times):
+    """tanh with a backward pass of its own, as hand-written kernels have."""
+    function = jax.custom_vjp(jnp.tanh)
+    function.defvjp(lambda x: (jnp.tanh(x),) * 2, lambda y, g: (times(1 - y * y, g),))
+    return function
+
+
+def _looped(slope, g):
+    """slope * g by a loop of unknown length, which JAX does not differentiate backwards."""
+    return jax.lax.while_loop(lambda s: s[0] < 1, lambda s: (s[0] + 1, slope * s[1]), (0, g))[1]
+
+
+@pytest.mark.parametrize(
+    ("times", "algorithm", "tolerance"),
+    [(jnp.multiply, "maml", 1e-9), (jnp.multiply, "anil", 1e-9), (_looped, "fomaml", 1e-5)],
+)
+def test_a_model_without_a_forward_derivative_gets_the_same_rates(times, algorithm, tolerance):
+    def measured(activation):
+        config = TrainConfig(
+            tasks="sinusoid", model=mlp((1,), 1, (8, 8), activation), algorithm=algorithm
+        )
+        return measure_rates(config, load_tasks(config), num_tasks=16)
+
+    found, expected = measured(_own_backward(times)), measured(jnp.tanh)
+    for name in ("alpha", "label_free_alpha", "support_alpha"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=tolerance)
+
+
+def test_nothing_given_is_enough_for_a_model_without_a_second_derivative(tmp_path):
+    """Algorithms of the first order need one gradient, and measuring alpha no more than outputs beside it."""
+    config = TrainConfig(
+        tasks="sinusoid", model=mlp((1,), 1, (8, 8), _own_backward(_looped)),
+        algorithm="fomaml", steps=2, **(SMALL | {"alpha": "auto"}),
+    )  # fmt: skip
+    judged = train(config, RunFolder(tmp_path / "run")).validation
+    assert judged is not None
+    assert np.isfinite(judged["loss"])
+    edges = measure_edges(config, load_tasks(config), 0.01)
+    assert edges["alpha_max"] > 0
+    assert edges["beta_max"] is None
+    assert edges["beta_max_reason"].startswith("not measured: the model's own backward pass")
 
 
 def test_a_stopped_run_of_objects_resumes_to_the_same_bits(tmp_path):

@@ -6,15 +6,15 @@ place of `jax.lax.conv_general_dilated`.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array
 
+from metastep._primitives import primitives
 from metastep._types import Batch, Params
 from metastep.models.im2col import Padding, convolve_by_product, explicit_padding
 from metastep.models.stride_one import convolve_images
@@ -103,20 +103,7 @@ def _may_slide(x: Array, kernel: Array, around: Sequence[tuple[int, int]]) -> bo
 
 def has_native_convolution(function: Callable, *arguments: Any) -> bool:
     """Whether `function` calls XLA's convolution for arguments of these shapes; it is traced, not run."""
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
-    return "conv_general_dilated" in _primitives(jax.make_jaxpr(function)(*shapes).jaxpr)
-
-
-def _primitives(jaxpr: Jaxpr) -> Iterator[str]:
-    for equation in jaxpr.eqns:
-        yield equation.primitive.name
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
-            if _is_program(inner):
-                yield from _primitives(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)
-
-
-def _is_program(value: Any) -> bool:
-    return isinstance(value, (Jaxpr, ClosedJaxpr))
+    return "conv_general_dilated" in primitives(function, *arguments)
 
 
 def warn_of_native_convolution(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax.tree_utils as otu
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from metastep._derivatives import push_forward
 from metastep._types import Batch, Episode, Params
 from metastep.models import Objective
 from metastep.rates.curvature import tridiagonal
@@ -66,7 +67,7 @@ def krylov_terms(
     )
     query = episode.query
     outputs = objective.apply(params, query.x)
-    push = lambda v: jax.jvp(lambda w: objective.apply(w, query.x), (params,), (v,))[1]  # noqa: E731
+    push = lambda v: push_forward(lambda w: objective.apply(w, query.x), params, v)[1]  # noqa: E731
     changes = jax.lax.map(push, basis)
     bent = jax.lax.map(lambda change: bend(objective, params, query, change), changes)
     slope = jax.grad(lambda o: objective.output_loss(o, query.y))(outputs)

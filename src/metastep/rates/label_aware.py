@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax.tree_utils as otu
 from jaxtyping import Array, Float
 
+from metastep._derivatives import push_forward
 from metastep._types import Batch, Episode, Params
 from metastep.models import Objective
 from metastep.theory.citations import source
@@ -48,9 +49,7 @@ def label_aware_terms(
     restrict : zeroes the gradient of parameters the inner loop leaves alone (ANIL)
     """
     direction = restrict(jax.grad(objective.on(episode.support))(params))
-    outputs, change = jax.jvp(
-        lambda w: objective.apply(w, episode.query.x), (params,), (direction,)
-    )
+    outputs, change = push_forward(lambda w: objective.apply(w, episode.query.x), params, direction)
     gradient, bent = jax.jvp(_output_gradient(objective, episode.query), (outputs,), (change,))
     return AwareTerms(
         loss=objective.output_loss(outputs, episode.query.y),
@@ -65,7 +64,7 @@ def _output_gradient(objective: Objective, batch: Batch) -> Callable[[Array], Ar
 
 def ggn_product(objective: Objective, params: Params, batch: Batch, vector: Params) -> Params:
     """GGN vector = J' H_outputs J vector: the curvature of the loss with the model linearised."""
-    outputs, change = jax.jvp(lambda w: objective.apply(w, batch.x), (params,), (vector,))
+    outputs, change = push_forward(lambda w: objective.apply(w, batch.x), params, vector)
     _, bent = jax.jvp(_output_gradient(objective, batch), (outputs,), (change,))
     return pull_back(objective, params, batch, bent)
 

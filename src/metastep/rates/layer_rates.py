@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from metastep._derivatives import push_forward
 from metastep._errors import InputError, check_count
 from metastep._types import Episode, Params, Rate
 from metastep.models import Objective
@@ -89,7 +90,7 @@ def label_free_layer_terms(
         right = _by_layer(objective, params, query.x, v)
         bent = jax.lax.map(lambda change: bend(objective, params, query, change), right)
         bent = bent.reshape(len(bent), -1)
-        on_query = jax.jvp(lambda p: objective.apply(p, query.x), (params,), (w,))[1]
+        on_query = push_forward(lambda p: objective.apply(p, query.x), params, w)[1]
         left = _by_layer(objective, params, query.x, again).reshape(len(bent), -1)
         return bent @ on_query.ravel(), left @ bent.T
 
@@ -120,7 +121,7 @@ def _by_layer(objective: Objective, params: Params, x: Array, vector: Params) ->
     def change(kept: Array) -> Array:
         only = [jnp.where(kept == i, leaf, jnp.zeros_like(leaf)) for i, leaf in enumerate(leaves)]
         tangent = jax.tree.unflatten(structure, only)
-        return jax.jvp(lambda p: objective.apply(p, x), (params,), (tangent,))[1]
+        return push_forward(lambda p: objective.apply(p, x), params, tangent)[1]
 
     return jax.lax.map(change, jnp.arange(len(leaves)))
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from metastep._derivatives import linearize
 from metastep._errors import InputError, check_count
 from metastep._types import Params
 from metastep.theory.citations import source
@@ -89,7 +90,7 @@ def tangent_gram(
         raise InputError("params has no array in it; there is nothing to differentiate")
     second = x if other is None else other
     outputs, pull_back = jax.vjp(lambda weights: apply(weights, second).reshape(-1), params)
-    _, push_forward = jax.linearize(lambda weights: apply(weights, x).reshape(-1), params)
+    _, push_forward = linearize(lambda weights: apply(weights, x).reshape(-1), params)
 
     def column(unit: Array) -> Array:
         return push_forward(pull_back(unit)[0])

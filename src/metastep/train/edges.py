@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import PRNGKeyArray
 
+from metastep._derivatives import has_forward_mode, has_second_derivative
 from metastep._errors import InputError
 from metastep._types import Params
 from metastep.adapt import GradientAdapter
@@ -136,6 +137,10 @@ def _beta_max(
 ) -> dict[str, Any]:
     episodes = batch_of_episodes(family, keys["rates"], num_tasks)
     loss = Partial(learner.query_loss, alpha=jnp.asarray(alpha))
+    outputs = lambda w: learner.objective.apply(w, episodes.support.x[0])  # noqa: E731
+    if not (has_forward_mode(outputs, start) or has_second_derivative(outputs, start)):
+        reason = "not measured: the model's own backward pass has no derivative, which the exact meta-objective needs"
+        return {"beta_max": None, "beta_max_reason": reason}
     try:
         found = meta_edge(loss, start, episodes, "sgd", keys["validation"], **sizes).beta_max
     except InputError as overflow:
