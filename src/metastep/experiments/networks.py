@@ -45,7 +45,7 @@ def network_learner(
     optimizer, meta_lr : of the outer loop
     more : further fields of the learner
     """
-    model = mlp((inputs,), 1, hidden)
+    model = mlp((inputs,), 1, hidden, jax.nn.relu)  # as in the papers' code
     return Learner(
         model=model,
         objective=Objective.of(model.apply, "regression"),

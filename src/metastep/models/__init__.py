@@ -1,5 +1,6 @@
 """Models as pairs of pure functions, and the loss of a model on a batch."""
 
+from metastep.models.activations import relu
 from metastep.models.conv4 import conv4, max_pool
 from metastep.models.convolution import (
     NativeConvolutionWarning,
@@ -34,6 +35,7 @@ __all__ = [
     "loss_for",
     "max_pool",
     "mlp",
+    "relu",
     "squared_error",
     "standardised",
     "warn_of_native_convolution",

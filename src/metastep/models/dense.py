@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from metastep._errors import check_count
 from metastep._types import Params
+from metastep.models.activations import relu
 from metastep.models.core import Model, head_named
 
 
@@ -66,7 +67,7 @@ def mlp(
     input_shape: Sequence[int],
     output_size: int,
     hidden: Sequence[int] = (40, 40),
-    activation: Callable[[Array], Array] = jax.nn.relu,
+    activation: Callable[[Array], Array] = relu,
 ) -> Model:
     """A multilayer perceptron; the default widths are those of MAML's sinusoid experiment.
 
@@ -75,7 +76,7 @@ def mlp(
     input_shape : shape of one example; it is flattened
     output_size : number of outputs, at least 1
     hidden : widths of the hidden layers, each at least 1
-    activation : elementwise nonlinearity
+    activation : elementwise nonlinearity; `relu` here differs from `jax.nn.relu` in its second derivative alone
     """
     check_count("output_size", output_size)
     for width in hidden:

@@ -165,7 +165,8 @@ def _resume(
     task_set = crew.together(lambda: load_tasks(config))
     crew.check_same("tasks", lambda: fingerprint(config, task_set))
     if task_set.description != description:
-        changed = [k for k, v in description.items() if task_set.description.get(k) != v]
+        now = task_set.description
+        changed = [k for k in description | now if now.get(k) != description.get(k)]
         raise DataError(
             f"the tasks are not those {folder.path} was trained on ({', '.join(changed)} changed); restore "
             f"the data, or train anew"
