@@ -1,6 +1,6 @@
 """Models as pairs of pure functions, and the loss of a model on a batch."""
 
-from metastep.models.activations import relu
+from metastep.models.activations import has_plain_relu, relu
 from metastep.models.conv4 import conv4, max_pool
 from metastep.models.convolution import (
     NativeConvolutionWarning,
@@ -31,6 +31,7 @@ __all__ = [
     "cross_entropy",
     "from_equinox",
     "has_native_convolution",
+    "has_plain_relu",
     "linear",
     "loss_for",
     "max_pool",
