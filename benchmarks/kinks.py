@@ -58,7 +58,8 @@ def ready(name: str, activation: Callable, seed: int, meta_steps: int, folder: P
     """The learner of a family with nothing given but its activation, its tasks and its configuration."""
     config, tasks = load(FAMILIES[name], seed, folder, iterations=meta_steps)
     shape, outputs = tasks.description["input_shape"], tasks.description["output_size"]
-    config = dataclasses.replace(config, model=mlp(shape, outputs, config.hidden, activation))
+    model = mlp(shape, outputs, config.hidden, activation)
+    config = dataclasses.replace(config, model=model, curved_relu=False)
     rates = choose_rates(config, tasks)
     learner = build_learner(config, tasks.description, rates["alpha_chosen"], rates["meta_lr"])
     return learner, tasks, config

@@ -1,5 +1,7 @@
 """The ReLU with a second derivative: its jets, and whether meta-gradients through it point where the mean goes."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from metastep._types import Batch, Episode, MetaParams
 from metastep.adapt import GradientAdapter
 from metastep.metagrad import Exact
-from metastep.models import Objective, has_plain_relu, mlp, relu
+from metastep.models import Model, Objective, has_plain_relu, mlp, relu, with_curved_relu
 
 PLACES = np.array([-7.0, -0.31, -0.29, -1e-3, 0.0, 1e-3, 0.29, 0.31, 7.0])
 
@@ -101,3 +103,55 @@ def test_the_plain_one_is_found_by_any_name():
     assert has_plain_relu(jax.jit(jax.vmap(scanned)), ones)
     for other in (relu, jax.nn.relu6, jax.nn.gelu, lambda x: jnp.maximum(x, 0)):
         assert not has_plain_relu(other, ones)
+
+
+def _everything(params, x):
+    """A network in which an interpreter meets loops, branches, constants, custom derivatives and several outputs."""
+    scale = jnp.asarray(np.linspace(0.5, 1.5, 4))  # a constant of the program
+    low, high = jnp.split(jax.jit(lambda h: jax.nn.relu(h) * scale)(x @ params["in"]), 2, axis=1)
+    high, sums = jax.lax.scan(lambda c, _: (jnp.tanh(c), c.sum()), high, length=2)
+    high = jax.lax.fori_loop(0, 2, lambda i, c: jax.nn.relu(c) - 0.3, high)
+    low = jax.lax.cond(x[0, 0] > 0, lambda h: jax.nn.relu(h - 0.2), jnp.cos, low)
+    both = (
+        jax.checkpoint(lambda h: jax.nn.silu(h) + jax.nn.relu6(h) + jax.nn.relu(h - 0.5))(
+            low + high
+        )
+        + sums.mean()
+    )
+    return both @ jax.vmap(lambda w: w + 0.0 * jax.nn.logsumexp(x))(params["out"])
+
+
+def test_another_relu_changes_second_derivatives_alone(rng):
+    plain = Model(lambda key: {"in": jnp.ones((3, 4)), "out": jnp.ones((2, 1))}, _everything)
+    curved = with_curved_relu(plain)
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), plain.init(None))
+    x = jnp.asarray(rng.normal(size=(5, 3)))
+
+    def derivatives(model):
+        flat, unravel = ravel_pytree(params)
+        loss = lambda flat, x: jnp.sum(model.apply(unravel(flat), x) ** 2)  # noqa: E731
+        first = jax.jit(jax.value_and_grad(loss, (0, 1)))(flat, x)
+        batched = jax.vmap(loss, (None, 0))(flat, jnp.stack([x, -x]))
+        return (first, batched), jax.hessian(loss)(flat, x)
+
+    (found, second), (expected, other) = derivatives(curved), derivatives(plain)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, expected)
+    np.testing.assert_allclose(second, second.T, rtol=1e-9, atol=1e-9)
+    assert np.abs(second - other).max() > 0.1
+    written = dataclasses.replace(plain, apply=lambda p, x: _everything_with_ours(p, x))
+    np.testing.assert_allclose(second, derivatives(written)[1], rtol=1e-10, atol=1e-10)
+
+
+def _everything_with_ours(params, x):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(jax.nn, "relu", relu)
+        return _everything(params, x)
+
+
+def test_models_without_a_plain_relu_are_left_alone():
+    model = mlp((2,), 1, (3,))
+    params, x = model.init(jax.random.key(0)), jnp.ones((4, 2))
+    found, expected = (
+        jax.make_jaxpr(each.apply)(params, x) for each in (with_curved_relu(model), model)
+    )
+    assert str(found) == str(expected)

@@ -1,6 +1,6 @@
 """Models as pairs of pure functions, and the loss of a model on a batch."""
 
-from metastep.models.activations import has_plain_relu, relu
+from metastep.models.activations import has_plain_relu, relu, with_curved_relu
 from metastep.models.conv4 import conv4, max_pool
 from metastep.models.convolution import (
     NativeConvolutionWarning,
@@ -40,5 +40,6 @@ __all__ = [
     "squared_error",
     "standardised",
     "warn_of_native_convolution",
+    "with_curved_relu",
     "with_unit_features",
 ]

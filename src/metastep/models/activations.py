@@ -1,13 +1,17 @@
 """ReLU for training through an inner step: the usual value and slope, and the second derivative that its kink has."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
 from jaxtyping import Array
 
-from metastep._primitives import jitted
+from metastep._primitives import equations, is_program
+from metastep._types import Params
+from metastep.models.core import Model
 
 _KINK = 0.3
 """Half the width over which the jump in the slope is spread; from 0.1 to 1 models train alike."""
@@ -58,4 +62,63 @@ def _slope_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Ar
 
 def has_plain_relu(function: Callable, *arguments: Any) -> bool:
     """Whether `function` calls `jax.nn.relu`, by any name, for arguments of these shapes; it is traced, not run."""
-    return "relu" in jitted(function, *arguments)
+    return any(_is_plain_relu(equation) for equation in equations(function, *arguments))
+
+
+def with_curved_relu(model: Model) -> Model:
+    """The same model with `relu` in place of `jax.nn.relu`: the same outputs and slopes, other second derivatives.
+
+    Parameters
+    ----------
+    model : of any library. Left alone is what functions with derivatives of their own (`jax.custom_jvp`,
+        `jax.custom_vjp`) call: `has_plain_relu` still tells of that
+
+    Examples
+    --------
+    >>> model = Model(init=lambda key: jnp.ones(()), apply=lambda scale, x: jax.nn.relu(scale * x))
+    >>> has_plain_relu(model.apply, jnp.ones(()), jnp.ones(3))
+    True
+    >>> has_plain_relu(with_curved_relu(model).apply, jnp.ones(()), jnp.ones(3))
+    False
+    """
+
+    def apply(params: Params, x: Array) -> Array:
+        if not has_plain_relu(model.apply, params, x):
+            return model.apply(params, x)
+        program, shape = jax.make_jaxpr(model.apply, return_shape=True)(params, x)
+        outputs = jaxpr_as_fun(_with_ours(program))(*jax.tree.leaves((params, x)))
+        return jax.tree.unflatten(jax.tree.structure(shape), outputs)
+
+    return dataclasses.replace(model, apply=apply)
+
+
+def _with_ours(program: Any) -> Any:
+    """A program with `relu` wherever it calls `jax.nn.relu`, in loops and branches too."""
+    if isinstance(program, ClosedJaxpr):
+        return program.replace(jaxpr=_with_ours(program.jaxpr))
+    if isinstance(program, Jaxpr):
+        return program.replace(eqns=[_replaced(equation) for equation in program.eqns])
+    return program
+
+
+def _replaced(equation: JaxprEqn) -> JaxprEqn:
+    if _is_plain_relu(equation):
+        place: Any = equation.invars[0].aval
+        (ours,) = jax.make_jaxpr(relu)(jax.ShapeDtypeStruct(place.shape, place.dtype)).eqns
+        return equation.replace(params=ours.params)
+    if equation.primitive.name.startswith("custom_"):
+        return equation
+    parts = {
+        name: jax.tree.map(_with_ours, value, is_leaf=is_program)
+        for name, value in equation.params.items()
+        if any(is_program(one) for one in jax.tree.leaves(value, is_leaf=is_program))
+    }
+    return equation.replace(params=equation.params | parts) if parts else equation
+
+
+def _is_plain_relu(equation: JaxprEqn) -> bool:
+    """`jax.nn.relu` is a compiled function of that name with a derivative of its own."""
+    if equation.primitive.name != "custom_jvp_call":
+        return False
+    inner = equation.params["call_jaxpr"].jaxpr.eqns
+    return [one.params.get("name") for one in inner] == ["relu"]
