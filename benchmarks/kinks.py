@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 from jax.flatten_util import ravel_pytree
 
-from metastep.models import mlp, relu
+from metastep.models import conv4, mlp, relu, with_curved_relu
 from metastep.train import build_learner, choose_rates
 from metastep.train.learner import Learner, mean_alpha
 from zero_tuning import judged, load, trained
@@ -39,7 +39,7 @@ class Options:
     """Compare slopes by differentiation and by differences."""
 
     families: tuple[str, ...] = ("embeddings", "permuted", "clusters", "sinusoid")
-    """Of the benchmark of zero tuning, those with the usual network."""
+    """Of the benchmark of zero tuning, those with the usual network; with `conv4`, slopes alone."""
     meta_steps: int = 60
     """Before slopes are looked at."""
     tasks: int = 8_000
@@ -58,7 +58,11 @@ def ready(name: str, activation: Callable, seed: int, meta_steps: int, folder: P
     """The learner of a family with nothing given but its activation, its tasks and its configuration."""
     config, tasks = load(FAMILIES[name], seed, folder, iterations=meta_steps)
     shape, outputs = tasks.description["input_shape"], tasks.description["output_size"]
-    model = mlp(shape, outputs, config.hidden, activation)
+    if len(shape) == 1:
+        model = mlp(shape, outputs, config.hidden, activation)
+    else:
+        plain = conv4(shape, outputs)
+        model = with_curved_relu(plain) if activation is relu else plain
     config = dataclasses.replace(config, model=model, curved_relu=False)
     rates = choose_rates(config, tasks)
     learner = build_learner(config, tasks.description, rates["alpha_chosen"], rates["meta_lr"])
@@ -75,14 +79,15 @@ def slopes(
     state, _ = trained(plain, tasks.splits, config)
     alpha = plain.rate.alpha(state.meta, state.rate_state)
     flat, unravel = ravel_pytree(state.meta.params)
-    family = tasks.splits.train
+    family, together = tasks.splits.train, plain.tasks_at_once or 50
 
     @jax.jit
     def gradients(flat, key):
         def mean(learner: Learner):
             loss = lambda flat, key: learner.query_loss(unravel(flat), family.sample(key), alpha)  # noqa: E731
             return jnp.mean(
-                jax.lax.map(lambda key: jax.grad(loss)(flat, key), keys, batch_size=50), axis=0
+                jax.lax.map(lambda key: jax.grad(loss)(flat, key), keys, batch_size=together),
+                axis=0,
             )
 
         keys = jax.random.split(key, options.tasks)
@@ -95,7 +100,7 @@ def slopes(
             ahead, behind = (loss(flat + sign * options.width * direction) for sign in (1, -1))
             return (ahead - behind) / (2 * options.width)
 
-        return jax.lax.map(one, jax.random.split(key, options.tasks), batch_size=50)
+        return jax.lax.map(one, jax.random.split(key, options.tasks), batch_size=together)
 
     before, after = jax.random.key(1), jax.random.key(2)
     rows = []

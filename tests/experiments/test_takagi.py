@@ -71,7 +71,7 @@ def test_takagi_linearverdicts_of():
 def _sinusoid_start():
     """The model, its flattened start and the keys that an experiment of seed 0 uses."""
     start_key, training_key, edge_key = jax.random.split(jax.random.key(0), 3)
-    model = mlp((1,), 1, SIZES["takagi-sinusoid"]["hidden"])
+    model = mlp((1,), 1, SIZES["takagi-sinusoid"]["hidden"], jax.nn.relu)
     flat, unravel = jax.flatten_util.ravel_pytree(model.init(start_key))
     return model, flat, unravel, training_key, edge_key
 

@@ -101,8 +101,8 @@ class ProblemConfig(TaskConfig):
     hidden: tuple[int, ...] = (40, 40)
     """Widths of the hidden layers of mlp."""
     curved_relu: bool = True
-    """Give ReLU, in mlp and in a model of your own but of images, the second derivative that its kink has in the mean
-    over tasks (metastep.models.relu). Outputs and slopes stay the same. Off: 0, as JAX has it."""
+    """Give ReLU, in mlp and in models of your own, the second derivative that its kink has in the mean over tasks
+    (metastep.models.relu). Outputs and slopes stay the same, and so do models of images. Off: 0, as JAX has it."""
     filters: int = 64
     """Channels of conv4."""
     pooling: Literal["stride", "max"] = "stride"
