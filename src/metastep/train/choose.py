@@ -23,7 +23,7 @@ from metastep.rates import (
     no_higher_than_tried,
 )
 from metastep.tasks import batch_of_episodes
-from metastep.train.config import ProblemConfig, TrainConfig, check_config
+from metastep.train.config import ProblemConfig, TrainConfig, check_config, has_curved_relu
 from metastep.train.learner import loss_after, side_by_side
 from metastep.train.problem import (
     TaskSet,
@@ -104,7 +104,8 @@ def _remarks_on_kinks(config: TrainConfig, task_set: TaskSet) -> dict[str, list[
     """What is done, or is to be done, about ReLUs of the user's own that meta-gradients go through."""
     nothing: dict[str, list[str]] = {"notes": [], "warnings": []}
     images = len(task_set.description["input_shape"]) == 3
-    if config.algorithm != "maml" or not is_own(config.model) or images or not config.curved_relu:
+    is_curved = has_curved_relu(config, task_set.description)
+    if config.algorithm != "maml" or not is_own(config.model) or images or not is_curved:
         return nothing
     support = jax.eval_shape(task_set.splits.train.sample, jax.random.key(0)).support
 
@@ -121,7 +122,7 @@ def _remarks_on_kinks(config: TrainConfig, task_set: TaskSet) -> dict[str, list[
     if has_plain(dataclasses.replace(config, curved_relu=False)):
         text = (
             "jax.nn.relu has no second derivative: the model has metastep.models.relu in its place, with the same "
-            "outputs (--no-curved-relu: as it is)"
+            "outputs (--curved-relu False: as it is)"
         )
         return nothing | {"notes": [text]}
     return nothing

@@ -16,6 +16,7 @@ from metastep.train.sizes import parse_bytes
 
 AlgorithmName = Literal["maml", "fomaml", "hfmaml", "anil", "reptile", "erm"]
 MODELS = ("linear", "mlp", "conv4")
+_MOST_CURVED_STEPS = 5
 OwnTasks = AbstractTaskFamily | TaskSplits
 OptimizerName = Literal[
     "auto",
@@ -100,9 +101,10 @@ class ProblemConfig(TaskConfig):
     the function itself. Default: squared error, or cross-entropy for classes."""
     hidden: tuple[int, ...] = (40, 40)
     """Widths of the hidden layers of mlp."""
-    curved_relu: bool = True
+    curved_relu: bool | None = None
     """Give ReLU, in mlp and in models of your own, the second derivative that its kink has in the mean over tasks
-    (metastep.models.relu). Outputs and slopes stay the same, and so do models of images. Off: 0, as JAX has it."""
+    (metastep.models.relu); outputs and slopes stay the same, and so do models of images. Off: 0, as JAX has it.
+    Default: up to 5 inner steps, as more multiply its noise."""
     filters: int = 64
     """Channels of conv4."""
     pooling: Literal["stride", "max"] = "stride"
@@ -272,6 +274,17 @@ def default_steps(config: ProblemConfig, description: dict[str, Any]) -> int:
     (gain, offset, drift); `benchmarks/sensors.py --steps 1` shows the difference.
     """
     return config.steps or (5 if description["table"] else 1)
+
+
+def has_curved_relu(config: ProblemConfig, description: dict[str, Any]) -> bool:
+    """Whether ReLU is differentiated twice as its kink: the user's choice, else up to 5 inner steps.
+
+    By `benchmarks/zero_tuning.py` sinusoids end lower with it with one inner step and with five, and at twice the
+    loss with 10 in short runs: a meta-gradient is a product of as many factors, each with windows of its own.
+    """
+    if config.curved_relu is not None:
+        return config.curved_relu
+    return default_steps(config, description) <= _MOST_CURVED_STEPS
 
 
 def default_rate(config: TrainConfig, kind: Kind) -> str:

@@ -36,6 +36,7 @@ from metastep.train.config import (
     TrainConfig,
     default_steps,
     fill_defaults,
+    has_curved_relu,
 )
 from metastep.train.learner import first_parameters
 from metastep.train.own import (
@@ -262,15 +263,15 @@ def build_model(config: ProblemConfig, description: dict[str, Any]) -> Model:
 def _build_model(config: ProblemConfig, description: dict[str, Any]) -> Model:
     input_shape: Sequence[int] = tuple(description["input_shape"])
     output_size = description["output_size"]
-    name = model_choice(config, description)
+    name, is_curved = model_choice(config, description), has_curved_relu(config, description)
     if is_own(name):
         model = own_model(name, input_shape, output_size)
         # In four blocks of convolutions and batch norm the meta-gradients of both hardly differ: by 2 %.
-        return _curved(model) if config.curved_relu and len(input_shape) < 3 else model
+        return _curved(model) if is_curved and len(input_shape) < 3 else model
     if name == "linear":
         return _linear(input_shape, output_size, bias=description["tasks"] != "linear")
     if name == "mlp":
-        activation = relu if config.curved_relu else jax.nn.relu
+        activation = relu if is_curved else jax.nn.relu
         return _mlp(input_shape, output_size, tuple(config.hidden), activation)
     if len(input_shape) != 3:
         raise InputError(
