@@ -210,7 +210,7 @@ def test_labels_stay_where_the_loss_is_the_users_own():
 def test_a_model_of_the_users_own_is_left_alone_and_warned_of():
     own = mlp((2,), 1, (5,))
     family = Shifted(mean=(0.0, 50.0))
-    config = TrainConfig(tasks=family, model=own)
+    config = TrainConfig(tasks=family, model=own, curved_relu=False)
     assert build_model(config, load_tasks(config).description) is own
     found = remarks(family, model=own)
     assert not found["notes"]
