@@ -73,7 +73,7 @@ def slopes(
     name: str, options: Options, folder: Path
 ) -> list[tuple[str, float, list[float], float]]:
     """For the meta-gradient of each ReLU: its name, alpha, the slope along it by both, the true one and its error."""
-    kinds = dict(list(ACTIVATIONS.items())[:2])
+    kinds = list(ACTIVATIONS)[:2]
     plain, tasks, config = ready(name, jax.nn.relu, options.seeds[0], options.meta_steps, folder)
     bent, _, _ = ready(name, relu, options.seeds[0], options.meta_steps, folder)
     state, _ = trained(plain, tasks.splits, config)

@@ -1,4 +1,4 @@
-"""Classes of long vectors, written when ReLU had no second derivative yet. They found that it needs one."""
+"""Classes of long vectors. The first found that ReLU needs a second derivative, the second was written after that."""
 
 import equinox as eqx
 import jax

@@ -186,7 +186,7 @@ FAMILIES: dict[str, Family] = {
     "decays, absolute error": Family(
         {"tasks": Decays, "loss": absolute_error}, (3e-3, 3e-1), (100, 300, 1_000), _LONG
     ),
-    # They found that ReLU needs a second derivative: see `kinks.py`.
+    # The first found that ReLU needs a second derivative: see `kinks.py`.
     "embeddings": Family({"tasks": Embeddings}, (1e-1, 10), (100, 300, 1_000), _LONG),
     "permuted": Family({"tasks": Permuted}, (1e-1, 10), (100, 300, 1_000), _LONG),
 }  # fmt: skip

@@ -14,7 +14,7 @@ from metastep._types import Params
 from metastep.models.core import Model
 
 _KINK = 0.3
-"""Half the width over which the jump in the slope is spread; from 0.1 to 1 models train alike."""
+"""Half the width over which the jump in the slope is spread, where arguments are of the order of 1."""
 
 
 @jax.custom_jvp
@@ -25,8 +25,8 @@ def relu(x: Array) -> Array:
     derivative of that one is 0, though, and a meta-gradient through an inner step then misses that the inner gradient
     jumps when an example crosses a kink. One step of one task hardly ever meets a kink and can do without. The mean
     over tasks, which is what training follows, has a slope, and the jumps are part of it: without them meta-gradients
-    with large adaptation rates or many inputs point elsewhere, even uphill. Spread over an interval, the jumps are
-    right in the mean, as in any estimate of a density by a window. Not in the papers.
+    may point elsewhere (`benchmarks/kinks.py`). Spread over an interval, the jumps are right in the mean, as in any
+    estimate of a density by a window. Not in the papers.
 
     Parameters
     ----------

@@ -103,7 +103,7 @@ def choose_rates(
 def _remarks_on_kinks(config: TrainConfig, task_set: TaskSet) -> dict[str, list[str]]:
     """What is done, or is to be done, about ReLUs of the user's own that meta-gradients go through."""
     nothing: dict[str, list[str]] = {"notes": [], "warnings": []}
-    images = len(task_set.description["input_shape"]) == 3
+    images = len(task_set.description["input_shape"]) >= 3
     is_curved = has_curved_relu(config, task_set.description)
     if config.algorithm != "maml" or not is_own(config.model) or images or not is_curved:
         return nothing
@@ -111,7 +111,7 @@ def _remarks_on_kinks(config: TrainConfig, task_set: TaskSet) -> dict[str, list[
 
     def has_plain(config: TrainConfig) -> bool:
         model = build_model(config, task_set.description)
-        return has_plain_relu(model.apply, starting_parameters(model, config.seed), support.x)
+        return has_plain_relu(model.apply, jax.eval_shape(model.init, jax.random.key(0)), support.x)
 
     if has_plain(config):
         text = (
